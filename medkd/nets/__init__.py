@@ -1,0 +1,1 @@
+"""Only what MONAI lacks, and the networks the papers name."""
