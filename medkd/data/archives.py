@@ -13,8 +13,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
@@ -28,7 +29,7 @@ _CHUNK_BYTES = 2**20
 _UNSAFE_NAME = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]")
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, RuntimeError)
 
-Member = tuple[str, int, Callable[[], IO[bytes]]]  # name in the archive, size it claims, how to open it
+Member = tuple[str, int, Callable[[], Any]]  # name in the archive, size it claims, how to open it
 
 
 def unpack_archive(path: str | Path, folder: str | Path, kind: Literal["tar", "zip", "gz"]) -> list[Path]:
@@ -56,8 +57,8 @@ def unpack_archive(path: str | Path, folder: str | Path, kind: Literal["tar", "z
     try:
         staging.mkdir()
         budget = _Budget(path, folder)
-        with ExitStack() as stack:
-            for name, size, opener in members(path, stack):
+        with closing(members(path)) as found:
+            for name, size, opener in found:
                 budget.expect(name, size)
                 _write_member(path, staging, name, opener, budget)
         new = [folder / entry.name for entry in sorted(staging.iterdir())]
@@ -106,14 +107,13 @@ class _Budget:
         self.written += size
 
 
-def _tar_members(path: Path, stack: ExitStack) -> Iterator[Member]:
-    raw = stack.enter_context(open(path, "rb"))
-    archive = stack.enter_context(tarfile.open(fileobj=_Bounded(path, _decompressed(raw)), mode="r:"))
-    while (member := archive.next()) is not None:
-        archive.members = []  # millions of empty members must not fill the memory
-        if not (member.isdir() or member.isreg()) or member.issparse():
-            raise InputError(path, f"holds {member.name!a}, which is a link or device", "do not use it")
-        yield member.name + "/" * member.isdir(), member.size * member.isreg(), _opener(archive, member)
+def _tar_members(path: Path) -> Generator[Member, None, None]:
+    with open(path, "rb") as raw, tarfile.open(fileobj=_Bounded(path, _decompressed(raw)), mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined] # millions of empty members must not fill the memory
+            if not (member.isdir() or member.isreg()) or member.issparse():
+                raise InputError(path, f"holds {member.name!a}, which is a link or device", "do not use it")
+            yield member.name + "/" * member.isdir(), member.size * member.isreg(), _opener(archive, member)
 
 
 def _opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
@@ -126,22 +126,21 @@ def _opener(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], I
     return open_member
 
 
-def _zip_members(path: Path, stack: ExitStack) -> Iterator[Member]:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    for info in archive.infolist():
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise InputError(path, f"holds {info.filename!a}, which is a link or device", "do not use it")
-        if info.flag_bits & 1:
-            raise InputError(path, f"holds {info.filename!a}, which is encrypted", "unpack it by hand")
-        yield info.filename, info.file_size, lambda info=info: archive.open(info)  # type: ignore[misc]
+def _zip_members(path: Path) -> Generator[Member, None, None]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise InputError(path, f"holds {info.filename!a}, which is a link or device", "do not use it")
+            if info.flag_bits & 1:
+                raise InputError(path, f"holds {info.filename!a}, which is encrypted", "unpack it by hand")
+            yield info.filename, info.file_size, partial(archive.open, info)
 
 
-def _gz_members(path: Path, stack: ExitStack) -> Iterator[Member]:
-    file = stack.enter_context(gzip.open(path))
-    yield path.name.removesuffix(".gz"), 0, lambda: file  # type: ignore[return-value] # its size shows as it unpacks
+def _gz_members(path: Path) -> Generator[Member, None, None]:
+    yield path.name.removesuffix(".gz"), 0, partial(gzip.open, path)  # its size shows only as it unpacks
 
 
-def _write_member(path: Path, staging: Path, name: str, opener: Callable[[], IO[bytes]], budget: _Budget) -> None:
+def _write_member(path: Path, staging: Path, name: str, opener: Callable[[], Any], budget: _Budget) -> None:
     parts = PurePosixPath(name).parts
     if _UNSAFE_NAME.search(name) or ".." in parts or not parts:
         raise InputError(path, f"holds {name!a}, which would lie outside its folder", "do not use it")

@@ -19,6 +19,7 @@ from medkd.errors import InputError
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DEFLATE_RATIO = 1032  # deflate cannot pack more bytes than this into one
 _READ_BYTES = 1 << 20
+_GZIP_RESERVED_FLAGS = 0xE0
 _BLOCK_BYTES = 1 << 18  # decoded blocks stay in the processor's cache until they are converted
 _REMEDY = "copy or download it again"
 
@@ -131,6 +132,8 @@ class ByteStream:
         """Every member of a gzip file; a member is left only after its CRC-32 and length were found right."""
         rest = self._read(_READ_BYTES)
         while rest:
+            if rest[3:4] and rest[3] & _GZIP_RESERVED_FLAGS:
+                raise InputError(self.path, "is damaged: its gzip header has unknown flags", _REMEDY)
             decoder = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
             while True:
                 try:

@@ -162,7 +162,7 @@ class Datalist(BaseModel):
 
     def resolve(self, path: str) -> Path:
         """The absolute form of an entry's path (nothing on disk is looked at)."""
-        return Path(os.path.normpath(self.dataset_dir / path))
+        return Path(os.path.normpath(os.path.join(self.dataset_dir, path)))
 
     def case_id(self, case: Case) -> str:
         """The name of a case in outputs: its file name, with parent folders only where that is ambiguous."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medkd.data.dicom_slices import DicomFile, Slice, is_dicom, read_dicom_header, read_planes, slices_of
-from medkd.data.geometry import DIRECTION_TOLERANCE, SPACING_TOLERANCE, Affine, check_affine, describe
+from medkd.data.geometry import DIRECTION_TOLERANCE, Affine, check_affine, describe, same_spacing
 from medkd.errors import InputError
 
 _SPACING_NOISE = 0.02  # of the slice distance; positions are often rounded to 0.01 mm
@@ -150,7 +150,7 @@ def _check_consistent(slices: Sequence[Slice]) -> None:
             ("size", plane.shape == first.shape, plane.shape, first.shape),
             (
                 "PixelSpacing",
-                np.allclose(plane.spacing_mm, first.spacing_mm, rtol=SPACING_TOLERANCE, atol=0),
+                same_spacing(plane.spacing_mm, first.spacing_mm),
                 plane.spacing_mm,
                 first.spacing_mm,
             ),
@@ -183,14 +183,17 @@ def _in_order(path: Path, slices: list[Slice]) -> tuple[list[Slice], npt.NDArray
     twins = np.flatnonzero(steps <= tolerance)
     if twins.size:
         pair = f"{slices[twins[0]].where} and {slices[twins[0] + 1].where}"
-        problem = f"{twins.size} slices lie where another one does, first {pair}"
+        copies = "1 slice lies" if twins.size == 1 else f"{twins.size} slices lie"
+        problem = f"{copies} where another one does, first {pair}"
         raise InputError(path, problem, "remove the copies, or split repeated acquisitions into one folder each")
     gaps = np.flatnonzero(steps > usual + tolerance)
     short = np.flatnonzero(steps < usual - tolerance)
     if gaps.size or short.size:
         index = int(gaps[0] if gaps.size else short[0])
         missing = round(float((steps[gaps] / usual - 1).sum())) if gaps.size else 0
-        what = f"{missing} slices are missing" if missing else "slices are unevenly spaced"
+        what = "slices are unevenly spaced"
+        if missing:
+            what = "1 slice is missing" if missing == 1 else f"{missing} slices are missing"
         problem = f"{what}: {steps[index]:.6g} mm instead of {usual:.6g} mm after {slices[index].where}"
         raise InputError(path, problem, "export the whole series again, or resample it knowingly")
     step = (positions[-1] - positions[0]) / (len(slices) - 1)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pydicom.config
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID, MediaStorageDirectoryStorage, RLELossless
 
 from medkd.data.byte_stream import open_file
 from medkd.errors import InputError
@@ -115,7 +115,11 @@ def read_dicom_header(path: Path) -> DicomFile | None:
     with _quiet_pydicom(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS, force=True)
         if "Rows" not in dataset or "Columns" not in dataset:
-            return None
+            kind = UID(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+            past_series = "SeriesInstanceUID" in dataset  # a header cut off before could have been an image's
+            if kind == MediaStorageDirectoryStorage or (past_series and kind and "Image Storage" not in kind.name):
+                return None
+            raise InputError(path, "is truncated: its header ends before the size of the image", _COPY_AGAIN)
         if not dataset.get("SeriesInstanceUID"):
             raise InputError(path, "has no SeriesInstanceUID", "export the series again")
         patient = hashlib.blake2b(key=_session_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +73,24 @@ def check_affine(affine: Affine, where: str | Path, name: str = "affine") -> Non
         raise InputError(where, problem, "resample it to a grid with right angles (gantry tilt is one cause)")
 
 
+def same_spacing(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether voxel sizes agree to one part in a thousand."""
+    return all(abs(a - b) <= SPACING_TOLERANCE * abs(b) for a, b in zip(first, second, strict=True))
+
+
 def axes_difference(first: Affine, second: Affine, direction_tolerance: float = DIRECTION_TOLERANCE) -> str | None:
     """How voxel size or orientation of two affines differ, with both numbers; ``None`` when they agree."""
     ours, theirs = spacing_of(first), spacing_of(second)
-    if not np.allclose(ours, theirs, rtol=SPACING_TOLERANCE, atol=0):
+    if not same_spacing(ours, theirs):
         return f"voxel size {describe(ours)} against {describe(theirs)} mm"
+    gap = np.abs(directions_of(first) - directions_of(second))
+    if gap.max() <= direction_tolerance:
+        return None
     if orientation_of(first) != orientation_of(second):
         return f"orientation {orientation_of(first)} against {orientation_of(second)}"
-    gap = np.abs(directions_of(first) - directions_of(second))
-    if gap.max() > direction_tolerance:
-        axis = int(gap.max(axis=0).argmax())
-        unit = directions_of(first)[:, axis], directions_of(second)[:, axis]
-        return f"direction of {'XYZ'[axis]} {describe(unit[0])} against {describe(unit[1])}"
-    return None
+    axis = int(gap.max(axis=0).argmax())
+    unit = directions_of(first)[:, axis], directions_of(second)[:, axis]
+    return f"direction of {'XYZ'[axis]} {describe(unit[0])} against {describe(unit[1])}"
 
 
 def origin_difference(first: Affine, second: Affine) -> str | None:

@@ -198,7 +198,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _split_frames(root: Path, case: Case, frames: Literal["all"] | int | None) -> list[Case]:
-    shape = _nifti_shape(root / case.image)
+    shape = image_shape(root / case.image)
     if len(shape) <= 3:
         return [case]
     if len(shape) > 4:
@@ -216,8 +216,12 @@ def _split_frames(root: Path, case: Case, frames: Literal["all"] | int | None) -
     return [case.model_copy(update={"frame": index * count // wanted}) for index in range(wanted)]
 
 
-def _nifti_shape(path: Path) -> tuple[int, ...]:
-    """The shape in the header; () for what is not NIfTI."""
+def image_shape(path: Path) -> tuple[int, ...]:
+    """The shape that a NIfTI header gives; ``()`` for what is not NIfTI.
+
+    Raises:
+        InputError: the header cannot be read.
+    """
     if not path.name.lower().endswith(_NIFTI):
         return ()
     try:

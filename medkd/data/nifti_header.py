@@ -14,7 +14,15 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from medkd.data.byte_stream import ByteStream
-from medkd.data.geometry import Affine, axes_difference, check_affine, describe, origin_difference, spacing_of
+from medkd.data.geometry import (
+    Affine,
+    axes_difference,
+    check_affine,
+    describe,
+    origin_difference,
+    same_spacing,
+    spacing_of,
+)
 from medkd.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +34,8 @@ _REFUSED_TYPES = {1: "one bit", 32: "complex", 128: "RGB color", 1536: "128-bit 
                   2048: "complex", 2304: "RGBA color"}  # fmt: skip
 _HEADERS = {348: (Nifti1Header, 352, (b"n+1\0", b"ni1\0")), 540: (Nifti2Header, 544, (b"n+2\0", b"ni2\0"))}
 _UNITS = {1: "meters", 3: "micrometers"}
-# A quaternion's fourth number is recovered from the other three, which are float32: near half a turn that costs 6e-4.
-_QFORM_DIRECTION_TOLERANCE = 1e-3
+# A quaternion's fourth number is recovered from the other three, which are float32: near half a turn that costs 1.4e-3.
+_QFORM_DIRECTION_TOLERANCE = 2e-3
 _CONVERT = "convert the original scan again"
 
 
@@ -194,9 +202,9 @@ def _qform(fields: Any, path: Path) -> Affine:
 
 
 def _check_pixdim(fields: Any, affine: Affine, path: Path) -> None:
-    pixdim = [float(value) for value in fields["pixdim"][1:4]]
+    pixdim = [abs(float(value)) for value in fields["pixdim"][1:4]]
     spacing = spacing_of(affine)
-    if not np.allclose(np.abs(pixdim), spacing, rtol=1e-3, atol=0):
+    if not same_spacing(pixdim, spacing):
         problem = f"its affine has voxel size {describe(spacing)} mm, its pixdim {describe(pixdim)} mm"
         raise InputError(path, problem, "write the right one into both")
 
@@ -205,7 +213,7 @@ def _agreed_affine(sform: Affine, qform: Affine, path: Path) -> Affine:
     difference = axes_difference(sform, qform, _QFORM_DIRECTION_TOLERANCE) or origin_difference(sform, qform)
     if difference is None:
         return sform
-    if np.allclose(spacing_of(sform), 1.0, rtol=1e-6):
+    if max(abs(size - 1) for size in spacing_of(sform)) < 1e-6:
         # Some public datasets (ACDC) carry an sform of unit voxels beside a qform with the true size; MONAI and ITK
         # take the qform too. Only when nothing but the size differs.
         resized = sform @ np.diag([*spacing_of(qform), 1.0])

@@ -21,7 +21,7 @@ def split_datalist(
     datalist: Datalist,
     *,
     folds: int | None = None,
-    labeled: int | None = None,
+    labeled: int | Collection[str] | None = None,
     validation: float = 0.0,
     test: float = 0.0,
     seed: int = 0,
@@ -43,7 +43,7 @@ def split_datalist(
     Args:
         datalist: what to split; it is not changed.
         folds: number of folds, at least 2; replaces folds that are already there.
-        labeled: number of labelled patients, over all folds.
+        labeled: number of labelled patients, over all folds; or who they are.
         validation: fraction of the patients, in [0, 1).
         test: fraction of the patients, in [0, 1).
         seed: the same seed gives the same split, whatever the order of the cases.
@@ -62,7 +62,7 @@ def split_datalist(
         _hold_out(datalist.where, sections, validation, test, field, seed)
     if folds:
         _assign_folds(datalist.where, sections, folds, field, seed)
-    if labeled:
+    if labeled is not None:
         _keep_labels(datalist.where, sections, labeled, field, seed)
     return datalist.model_copy(update={**sections, "path": None})
 
@@ -98,14 +98,17 @@ def stratified_order(strata: Mapping[str, str], seed: int | str, blocks: Mapping
     return order
 
 
-def _refuse_bad_request(folds: int | None, labeled: int | None, validation: float, test: float) -> None:
-    if not (folds or labeled or validation or test) and folds != 0 and labeled != 0:
+def _refuse_bad_request(
+    folds: int | None, labeled: int | Collection[str] | None, validation: float, test: float
+) -> None:
+    if folds is None and labeled is None and not (validation or test):
         raise ConfigError("data split", "has nothing to do", "give a number of folds or of labelled patients")
     if folds is not None and folds < 2:
         raise ConfigError("--folds", f"{folds} is too few", "use 2 or more")
-    if labeled is not None and labeled < 1:
-        raise ConfigError("--labeled", f"{labeled} is too few", "keep at least one labelled patient")
-    if folds and labeled == 1:
+    count = labeled if isinstance(labeled, int) else len(set(labeled or ()))
+    if labeled is not None and count < 1:
+        raise ConfigError("--labeled", f"{count} is too few", "keep at least one labelled patient")
+    if folds and count == 1:
         raise ConfigError("--labeled", "one labelled patient leaves a fold without labels to train on", "use 2 or more")
     for option, fraction in (("--validation", validation), ("--test", test)):
         if not 0 <= fraction < 1:
@@ -212,13 +215,20 @@ def _join_rare(strata: Sequence[str], patients: Sequence[str], folds: int) -> li
     return [together if stratum in rare else stratum for stratum in strata]
 
 
-def _keep_labels(where: str, sections: dict[str, list[Case]], labeled: int, field: str | None, seed: int) -> None:
+def _keep_labels(
+    where: str, sections: dict[str, list[Case]], labeled: int | Collection[str], field: str | None, seed: int
+) -> None:
     training = sections["training"]
     strata = _patient_strata(training, field)
-    if labeled > len(strata):
-        raise InputError(where, f"has {len(strata)} labelled patients in training, not {labeled}", "ask for fewer")
-    fold_of = {case.patient: case.fold or 0 for case in training}
-    kept = set(stratified_order(strata, f"{seed}:labeled", fold_of)[:labeled])
+    if isinstance(labeled, int):
+        if labeled > len(strata):
+            raise InputError(where, f"has {len(strata)} labelled patients in training, not {labeled}", "ask for fewer")
+        fold_of = {case.patient: case.fold or 0 for case in training}
+        kept = set(stratified_order(strata, f"{seed}:labeled", fold_of)[:labeled])
+    else:
+        kept = set(labeled)
+        if unknown := sorted(kept - set(strata)):
+            raise InputError(where, f"has no labelled patient {unknown[0]} in training", "name patients it has")
     sections["training"] = [case for case in training if case.patient in kept]
     sections["unlabeled"] += [
         case if case.fold is not None else case.model_copy(update={"label": None})

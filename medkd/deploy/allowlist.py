@@ -53,6 +53,7 @@ FORBIDDEN_MODULES = (
     "ignite.handlers.tensorboard_logger",
     "ignite.handlers.visdom_logger",
     "ignite.handlers.wandb_logger",
+    "medkd.data.archives",
     "medkd.data.atomic",
     "medkd.data.fetch",
     "medkd.data.make",

@@ -124,10 +124,12 @@ def load_bundle(path: str | Path, *, trust: str | None = None, device: str | tor
         network = network.to(device).eval()
     preprocessing = _flatten(_build(parser, "preprocessing", file))
     loaders = [step for step in preprocessing if isinstance(step, LoadImage | LoadImaged)]
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
     fold = metadata.get("fold")
     return LoadedBundle(
         path=root,
-        network=network.requires_grad_(False),
+        network=network,
         parser=parser,
         labels=channel_names(metadata),
         metadata=metadata,

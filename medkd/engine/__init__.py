@@ -2,7 +2,7 @@
 
 from medkd.engine.checkpoint import Checkpoints
 from medkd.engine.context import StepContext
-from medkd.engine.handlers import MetricsLog, PauseOnSignal, Progress, Validate
+from medkd.engine.handlers import MetricsLog, PauseOnSignal, Progress, SaveWeights, Validate
 from medkd.engine.method import Method
 from medkd.engine.trainer import MethodTrainer
 
@@ -13,6 +13,7 @@ __all__ = [
     "MetricsLog",
     "PauseOnSignal",
     "Progress",
+    "SaveWeights",
     "StepContext",
     "Validate",
 ]

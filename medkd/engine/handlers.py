@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 
 from medkd.data.atomic import atomic_write
+from medkd.engine.processes import is_main_process
 from medkd.engine.trainer import MethodTrainer, world_size
 from medkd.errors import ConfigError, TrainingPaused
 
@@ -59,6 +60,8 @@ class Validate:
         if state.epoch % self.every_epochs and not trainer.finished:
             return
         trainer.average_buffers()
+        if not self.evaluator.state.epoch_length:
+            return  # the datalist has no validation cases
         self.evaluator.run(state.epoch)
         trainer.method.train()
         metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items() if _is_number(value)}
@@ -97,7 +100,7 @@ class MetricsLog:
 
     def attach(self, trainer: MethodTrainer) -> None:
         """Register on a trainer; with several processes only the first one writes."""
-        if world_size() > 1 and dist.get_rank() != 0:
+        if not is_main_process():
             return
         trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_iters), self._log_training)
@@ -152,6 +155,28 @@ class MetricsLog:
             self._writer = None
 
 
+class SaveWeights:
+    """Write the deployed network's plain ``state_dict`` when training is done, for the bundle that ships it.
+
+    Args:
+        out: usually ``models/model.pt`` of a bundle; its folder is made if absent.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+
+    def attach(self, trainer: MethodTrainer) -> None:
+        """Register on a trainer; with several processes only the first one writes."""
+        if is_main_process():
+            trainer.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self, trainer: MethodTrainer) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in trainer.network.state_dict().items()}
+        with atomic_write(self.out, "wb") as file:
+            torch.save(state, file)
+
+
 class Progress:
     """Show loss terms and time left on stderr: a bar on a terminal, plain lines otherwise.
 
@@ -170,7 +195,7 @@ class Progress:
 
     def attach(self, trainer: MethodTrainer) -> None:
         """Register on a trainer; with several processes only the first one speaks."""
-        if world_size() > 1 and dist.get_rank() != 0:
+        if not is_main_process():
             return
         trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._advance)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
@@ -130,6 +131,7 @@ class MethodTrainer(Trainer):
         for restore in self.restorers:
             restore(self)
         if self.finished:
+            self.fire_event(Events.COMPLETED)  # so that what follows training is there after any interruption
             return
         if world_size() > 1:
             _broadcast(self.method)

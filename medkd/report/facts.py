@@ -32,8 +32,9 @@ CONFIG_IDS = ("bundle", "datalist", "fold", "seed", "seeds", "max_epochs")
 
 
 def run_facts(run: RunFolder) -> dict[str, str]:
-    """Method, bundle, data and seeds as label → text; notes.json's ``run`` wins over what the configuration says."""
-    told = dict((run.notes or {}).get("run") or {})
+    """Method, bundle, data and seeds as label → text; notes.json's ``run`` wins over the other files."""
+    told = {key: value for key, value in run.datalist.items() if value is not None}
+    told.update((run.notes or {}).get("run") or {})
     told.pop("command", None)
     config, environment = run.config or {}, run.environment or {}
     for key in CONFIG_IDS:

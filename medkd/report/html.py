@@ -124,9 +124,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "lead": _lead(run),
         "source": run.path.resolve().name,
         "evaluated": bool(evaluated),
-        "tiles": _tiles(main, run.arms, pairs[0][1] if pairs else None, differences)
-        if main and main.evaluations
-        else [],
+        "tiles": _tiles(main, run.arms, pairs, differences) if main and main.evaluations else [],
         **(tables.arm_table(run.arms, main) if run.arms else {"arms": [], "parameter_prefix": "", "mac_prefix": ""}),
         "unit": cohort.unit([e for arm in evaluated for e in arm.evaluations]),
         "cohort": _cohort_line(evaluated),

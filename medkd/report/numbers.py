@@ -61,7 +61,7 @@ def scaled_column(values: Sequence[float | None]) -> tuple[list[str], str]:
         values: the quantities; None where unknown.
 
     Returns:
-        The texts and the prefix (``"M"`` for mega; empty for none). The smallest value keeps two significant
+        The texts and the prefix (``"M"`` for mega; empty for none). The smallest value keeps three significant
         digits, down to three decimals at most.
     """
     known = [value for value in values if value is not None and math.isfinite(value) and value > 0]
@@ -69,7 +69,7 @@ def scaled_column(values: Sequence[float | None]) -> tuple[list[str], str]:
         return [fixed(value, 0) for value in values], ""
     factor, prefix = next(((f, p) for f, p in SCALES if max(known) >= f), (1.0, ""))
     smallest = min(known) / factor
-    decimals = min(3, max(0, 1 - math.floor(math.log10(smallest))))
+    decimals = min(3, max(0, 2 - math.floor(math.log10(smallest))))
     if factor == 1.0 and all(float(value).is_integer() for value in known):
         decimals = 0
     return [fixed(None if value is None else value / factor, decimals) for value in values], prefix

@@ -292,9 +292,9 @@ def _mark_labels(axes: Axes, plane: Slice, drawn: Mapping[int, tuple[str, str]])
     for value, (_, color) in drawn.items():
         if (plane.prediction == value).any():
             mask = np.pad((plane.prediction == value).astype(float), 1)
-            lines = axes.contour(x, y, mask, levels=[0.5], colors=[color], linewidths=1.5)
+            lines = axes.contour(x, y, mask, levels=[0.5], colors=[color], linewidths=1.3)
             lines.set_path_effects(
-                [Stroke(linewidth=2.9, foreground=BACKDROP), Stroke(linewidth=1.5, foreground=color)]
+                [Stroke(linewidth=2.4, foreground=BACKDROP), Stroke(linewidth=1.3, foreground=color)]
             )
     axes.set_xlim(0, width * column_mm)
     axes.set_ylim(height * row_mm, 0)

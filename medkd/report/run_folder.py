@@ -8,13 +8,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medkd.errors import InputError
 from medkd.metrics.cases import PER_CASE_FILE, CaseScore, read_per_case
 
+if TYPE_CHECKING:
+    from medkd.data.datalist_rules import Section
+
 LOG_LINES = 40
 METRIC_COLUMNS = ("iteration", "epoch", "split", "name", "value")
+SECTIONS: dict[str, Section] = {
+    "labeled": "training",
+    "unlabeled": "unlabeled",
+    "validation": "validation",
+    "test": "test",
+}
 RERUN = "write the file again, or remove it to leave its section out"
 
 
@@ -66,12 +75,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The content of a run folder; ``None`` and empty lists stand for files that are absent."""
+    """The content of a run folder; ``None`` and empty lists stand for files that are absent.
+
+    ``datalist`` names the datalist and counts its patients by section, in the fold that was trained.
+    """
 
     path: Path
     config: dict[str, Any] | None
     environment: dict[str, Any] | None
     notes: dict[str, Any] | None
+    datalist: dict[str, Any]
     metrics: list[MetricPoint]
     log: list[str]
     arms: list[Arm]
@@ -81,7 +94,8 @@ def read_run_folder(path: str | Path) -> RunFolder:
     """Read the files of a run folder that a report shows.
 
     Args:
-        path: the folder. It may hold config.json, environment.json, metrics.csv and log.txt as training writes them;
+        path: the folder. It may hold config.json, datalist.json, environment.json, metrics.csv and log.txt as training
+            writes them;
             notes.json: ``{"title", "lead", "real", "simulated", "statements": [], "deviations": [], "limits": [],
             "run": {"method", "bundle", "datalist", "labeled", "unlabeled", "seeds", "command", …}}``, all optional;
             arms.json: a list of ``{"arm", "title", "parameters", "macs", "latency_ms", "evaluation", "metrics",
@@ -95,11 +109,13 @@ def read_run_folder(path: str | Path) -> RunFolder:
     path = Path(path)
     if not path.is_dir():
         raise InputError(path, "is not a folder", "give a run folder, as medkd train makes it")
+    config = _read_object(path / "config.json")
     return RunFolder(
         path=path,
-        config=_read_object(path / "config.json"),
+        config=config,
         environment=_read_object(path / "environment.json"),
         notes=_read_object(path / "notes.json"),
+        datalist=_read_datalist(path / "datalist.json", config or {}),
         metrics=read_metrics(path / "metrics.csv"),
         log=_read_log(path / "log.txt"),
         arms=_read_arms(path),
@@ -148,6 +164,20 @@ def read_metrics(path: Path) -> list[MetricPoint]:
             raise InputError(path, f"line {reader.line_num} is damaged ({error})", RERUN) from error
         points.append(point)
     return points
+
+
+def _read_datalist(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    from medkd.data.datalists import read_datalist  # here, since medkd.data imports MONAI, which takes seconds
+
+    datalist = read_datalist(path, check_files=False)
+    fold = config.get("fold")
+    found: dict[str, Any] = {"datalist": datalist.name}
+    for key, section in SECTIONS.items():
+        items = datalist.section(section, fold=fold if isinstance(fold, int) else None)
+        found[key] = len({item["patient"] or item["case"] for item in items})
+    return found
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -133,6 +133,16 @@ def test_fewer_labelled_patients_are_among_more() -> None:
     assert few < more
 
 
+def test_labelled_patients_can_be_named() -> None:
+    split = split_datalist(cohort(6), labeled=["p4", "p1"])
+    assert split.patients["training"] == {"p1", "p4"}
+    assert split.patients["unlabeled"] == {"p0", "p2", "p3", "p5"}
+    with pytest.raises(InputError, match="has no labelled patient p9"):
+        split_datalist(cohort(6), labeled=["p1", "p9"])
+    with pytest.raises(ConfigError, match="0 is too few"):
+        split_datalist(cohort(6), labeled=[])
+
+
 def test_patients_without_labels_keep_their_images_and_lose_the_label() -> None:
     split = split_datalist(cohort(6, scans=2, unlabeled=6), labeled=2)
     assert len(split.training) == 4

@@ -194,7 +194,7 @@ def test_writing_refuses_a_folder_with_files_and_leaves_it_alone(tmp_path):
 
 
 def test_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="description"):
+    with pytest.raises(ConfigError, match="required property"):
         write_bundle(tmp_path / "x", train_config=TRAIN_CONFIG, weights={}, metadata={"schema": "x"}, readme="")
     assert list(tmp_path.iterdir()) == []
 

@@ -39,8 +39,8 @@ def test_prediction_is_what_the_monai_evaluator_writes(shared_bundle, loaded, im
         bundle_root=str(bundle),
         dataset_dir=str(images[0].parent),
     )
-    workflow.check_properties()
     workflow.initialize()
+    assert workflow.check_properties() == []
     workflow.run()
     workflow.finalize()
     for image in images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def scores() -> Scores:
     return make_scores
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> bytes:
     image = np.add.outer(np.arange(30.0), np.arange(24.0))
     reference = np.zeros((30, 24), dtype=np.uint8)
@@ -57,8 +58,13 @@ def picture() -> bytes:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, picture: bytes) -> Path:
-    run = tmp_path / "run"
+def run_dir(tmp_path: Path, finished_run: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, picture: bytes) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
     for arm, arm_scores in {
         "supervised": make_scores(quality=0.7, missed=("case_02",), seed=1),
         "act_net": make_scores(quality=0.8, empty=("case_04",), seed=2),

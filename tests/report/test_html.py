@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_every_section_is_there_when_its_files_are(run_dir):
     assert "not measured" not in page.text
     assert "absent" not in page.text
     assert "Teacher" in text["results"]
-    assert "124.39" in text["results"]
+    assert "124.387" in text["results"]
     assert re.search(r"0\.\d{3}\[0\.\d{3}, 0\.\d{3}\]", text["results"])
     assert "ACT-Net student − Supervised student" in text["results"]
     assert "n = 6 patients" in text["statement"]
@@ -123,7 +124,7 @@ def test_run_in_its_first_epoch_has_a_report(run_dir):
     (run_dir / "arms.json").unlink()
     (run_dir / "metrics.csv").write_text("iteration,epoch,split,name,value\n1,1,train,loss,0.5\n2,1,train,lo")
     page = Page(write_report(run_dir))
-    assert list(page.sections)[0] == "training"
+    assert next(iter(page.sections)) == "training"
     assert "Not evaluated yet" in page.sections["results"]
     assert "Nothing was evaluated yet" in page.sections["statement"]
     assert "1 iteration, 1 epoch recorded" in page.sections["training"]
@@ -149,10 +150,10 @@ def test_equal_files_give_equal_pages(run_dir):
 
 def test_names_are_escaped_everywhere(run_dir, scores, picture):
     arm, metric = "evaluation/act_net", HOSTILE.replace(",", "").replace('"', "")
+    named = scores(missed=("case_01",))
     hostile = [
-        type(s)(**{**vars(s), "case": HOSTILE + s.case, "patient": HOSTILE + s.patient, "class_name": HOSTILE + s.class_name})
-        for s in scores(missed=("case_01",))
-    ]  # fmt: skip
+        replace(s, case=HOSTILE + s.case, patient=HOSTILE + s.patient, class_name=HOSTILE + s.class_name) for s in named
+    ]
     write_evaluation(run_dir / arm, hostile)
     write_evaluation(run_dir / "evaluation/supervised", hostile)
     arms = json.loads((run_dir / "arms.json").read_text())
@@ -248,9 +249,36 @@ def test_comparison_names_folders_of_equal_name_apart(run_dir, tmp_path):
 
 
 def test_comparison_of_different_cases_is_refused(run_dir, tmp_path, scores):
-    others = [type(s)(**{**vars(s), "case": "other_" + s.case}) for s in scores()]
+    others = [replace(s, case="other_" + s.case) for s in scores()]
     write_evaluation(tmp_path / "others", others)
     result = PairedResult(0.0, 0.0, 0.0, 1.0, 1.0, 0, 0, 0, 1, 0.95)
     with pytest.raises(InputError, match="no case in common"):
         write_comparison(run_dir / "evaluation/act_net", tmp_path / "others", result, tmp_path / "c.html")
     assert not (tmp_path / "c.html").exists()
+
+
+def test_arms_with_curves_of_their_own_are_told_apart(run_dir):
+    arms = json.loads((run_dir / "arms.json").read_text())
+    rows = "iteration,epoch,split,name,value\n1,1,train,loss,1\n2,1,train,loss,0.5\n"
+    for arm in arms[:2]:
+        arm["metrics"] = f"{arm['arm']}.csv"
+        (run_dir / arm["metrics"]).write_text(rows)
+    (run_dir / "arms.json").write_text(json.dumps(arms))
+    training = Page(write_report(run_dir)).sections["training"]
+    assert "This runSupervised studentACT-Net student" in "".join(training.split("\n"))
+
+
+def test_data_without_spacing_are_reported_in_pixels(tmp_path, scores):
+    in_pixels = [replace(s, unit="px", volume_ml_pred=None, volume_ml_ref=None) for s in scores(patients=2)]
+    write_evaluation(tmp_path / "evaluation/only", in_pixels)
+    page = Page(write_report(tmp_path))
+    assert "HD95 px" in page.sections["results"]
+    assert "distances are in pixels" in page.sections["statement"]
+    assert "With so few patients" in page.sections["statement"]
+    assert " mm" not in page.text.replace("not in mm", "")
+
+
+def test_models_scored_on_different_cases_are_pointed_out(run_dir, scores):
+    write_evaluation(run_dir / "evaluation/teacher", scores(patients=5))
+    statement = Page(write_report(run_dir)).sections["statement"]
+    assert "The models were not scored on the same cases" in statement

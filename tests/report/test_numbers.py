@@ -45,7 +45,7 @@ def test_p_values(value, text):
 
 
 def test_a_column_has_one_unit_and_aligned_decimals():
-    assert numbers.scaled_column([124_387_332, 484_000, None]) == (["124.39", "0.48", "–"], "M")
+    assert numbers.scaled_column([124_387_332, 484_000, None]) == (["124.387", "0.484", "–"], "M")
     assert numbers.scaled_column([900.0, 12.0]) == (["900", "12"], "")
     assert numbers.scaled_column([None]) == (["–"], "")
     assert numbers.scaled_column([0.0, None]) == (["0", "–"], "")

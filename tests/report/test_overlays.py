@@ -104,7 +104,7 @@ def test_any_storage_order_is_shown_in_the_radiological_convention(codes, axis):
 
 
 def test_crop_keeps_every_labeled_pixel_and_one_window_for_all_slices():
-    first, second = ball((100, 80), (95, 5), 4).astype(int), ball((100, 80), (60, 30), 6).astype(int)
+    first, second = ball((100, 80), (95, 5), 4).astype(int), ball((100, 80), (75, 15), 6).astype(int)
     cropped = _crop([Slice(mask, mask, 0 * mask, (1.0, 2.0)) for mask in (first, second)])
     assert [plane.prediction.sum() for plane in cropped] == [first.sum(), second.sum()]
     assert len({plane.image.shape for plane in cropped}) == 1

@@ -118,3 +118,20 @@ def test_settings_of_nested_methods_and_objects():
 def test_environment_is_flattened_without_the_command():
     found = environment_facts({"a_b": {"c": 1, "d": None}, "command": ["x"], "ok": True})
     assert found == [("a b · c", "1"), ("a b · d", "none"), ("ok", "yes")]
+
+
+def test_patients_are_counted_in_the_fold_that_was_trained(run_dir):
+    cases = [
+        {"image": f"p{n}_{k}.nii.gz", "label": f"p{n}_{k}_seg.nii.gz", "patient": f"p{n}", "fold": n % 3}
+        for n in range(6)
+        for k in range(2)
+    ]
+    unlabeled = [{"image": f"u{n}.nii.gz", "patient": f"u{n}"} for n in range(5)]
+    datalist = {"name": "brain", "labels": {"0": "background", "1": "a"}, "training": cases, "unlabeled": unlabeled}
+    (run_dir / "datalist.json").write_text(json.dumps(datalist))
+    (run_dir / "notes.json").unlink()
+    facts = run_facts(read_run_folder(run_dir))
+    assert (facts["Datalist"], facts["Labeled patients"], facts["Unlabeled patients"]) == ("brain", "6", "5")
+    (run_dir / "config.json").write_text('{"fold": 1}')
+    facts = run_facts(read_run_folder(run_dir))
+    assert (facts["Labeled patients"], facts["Validation patients"]) == ("4", "2")

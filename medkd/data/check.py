@@ -1,0 +1,259 @@
+"""What is wrong with a datalist's files, found before a run spends hours on them.
+
+Every image and label map is opened through the same door as in training (:mod:`medkd.data.volumes`), once; what only
+shows across files is looked for afterwards: one scan under two patients, a patient on both sides of a split, a voxel
+size or orientation unlike all others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt
+
+from medkd.data.volumes import Volume, check_pair, read_frames, read_label, read_volume, split_frame
+from medkd.errors import InputError
+
+if TYPE_CHECKING:
+    from medkd.data.datalists import Datalist
+
+Section = Literal["training", "unlabeled", "validation", "test"]
+_SIDE_OF: dict[Section, str] = {
+    "training": "training",
+    "unlabeled": "training",
+    "validation": "validation",
+    "test": "test",
+}
+_UNUSUAL_RATIO = 2.0  # of a voxel size to the usual one
+_FEW = 0.2  # a share of files up to which the odd ones are named one by one
+_FEWEST_TO_COMPARE = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at.
+
+    Attributes:
+        severity: ``error`` stops a training, ``warning`` does not.
+        case: the case, empty for what concerns the whole datalist.
+        file: the file at fault.
+        problem: what is wrong with it.
+        remedy: what to do about it.
+    """
+
+    severity: Literal["error", "warning"]
+    case: str
+    file: str
+    problem: str
+    remedy: str
+
+
+@dataclass
+class _Seen:
+    """What is kept of a case after its files were read."""
+
+    item: dict[str, Any]
+    section: Section
+    findings: list[Finding] = field(default_factory=list)
+    digest: bytes | None = None
+    spacing_mm: tuple[float, ...] | None = None  # along right, anterior, superior
+    orientation: str | None = None
+    labels: frozenset[int] = frozenset()
+
+    def add(self, severity: Literal["error", "warning"], file: str, problem: str, remedy: str) -> None:
+        self.findings.append(Finding(severity, self.item["case"], file, problem, remedy))
+
+
+def check_datalist(datalist: Datalist, *, workers: int | None = None) -> list[Finding]:
+    """Read every file of a datalist and report what is wrong.
+
+    Errors: a file that :func:`~medkd.data.volumes.read_volume` or :func:`~medkd.data.volumes.read_label` refuses
+    (unreadable, damaged, NaN or infinite, unknown label values, …), a label map that does not lie on its image, the
+    same voxels under two patients, a patient on both sides of a split. Warnings: empty label maps, labels that no
+    training case shows, the same voxels twice under one patient, voxel sizes or orientations unlike the others.
+
+    Args:
+        datalist: the cases.
+        workers: threads that read files; the number of processors, up to 4, if left out.
+
+    Returns:
+        findings in the order of the datalist, those across files last; empty when all is well.
+    """
+    groups = _by_image(datalist)
+    labels = frozenset(datalist.label_names)
+    with ThreadPoolExecutor(max_workers=workers or min(4, os.cpu_count() or 1)) as pool:
+        seen = [case for cases in pool.map(lambda group: _read_group(group, labels), groups) for case in cases]
+    findings = [finding for case in seen for finding in case.findings]
+    return [
+        *findings,
+        *_leaks(seen),
+        *_duplicates(seen),
+        *_unusual_spacings(seen),
+        *_unusual_orientations(seen),
+        *_unseen_labels(datalist, seen),
+    ]
+
+
+def require_trainable(datalist: Datalist, *, workers: int | None = None) -> None:
+    """Refuse a datalist on whose files a training would fail or lie.
+
+    Raises:
+        InputError: the first error of :func:`check_datalist`, and how many there are.
+    """
+    errors = [finding for finding in check_datalist(datalist, workers=workers) if finding.severity == "error"]
+    if errors:
+        first = errors[0]
+        others = f" ({len(errors) - 1} more: run `medkd data check`)" if len(errors) > 1 else ""
+        raise InputError(first.file, first.problem, first.remedy + others)
+
+
+def _by_image(datalist: Datalist) -> list[list[_Seen]]:
+    """Cases that share an image file, so that a 4-D file is read once for all its frames."""
+    groups: dict[str, list[_Seen]] = {}
+    for section in _SIDE_OF:
+        for item in datalist.section(section, for_training=False):
+            groups.setdefault(str(split_frame(item["image"])[0]), []).append(_Seen(item, section))
+    return list(groups.values())
+
+
+def _read_group(group: list[_Seen], labels: frozenset[int]) -> list[_Seen]:
+    path = str(split_frame(group[0].item["image"])[0])
+    frames = [case.item.get("frame") for case in group]
+    images: Sequence[Volume | None]
+    try:
+        images = _read_images(path, frames)
+    except InputError as error:
+        group[0].add("error", error.where, error.problem, error.remedy)
+        images = [None] * len(group)
+    for case, image in zip(group, images, strict=True):
+        if image is not None:
+            _note_image(case, image)
+        if "label" in case.item:
+            _check_label(case, image, labels)
+    return group
+
+
+def _read_images(path: str, frames: Sequence[int | None]) -> list[Volume]:
+    chosen = [frame for frame in frames if frame is not None]
+    if len(frames) > 1 and len(chosen) == len(frames):
+        return read_frames(path, chosen)
+    return [read_volume(path, frame=frame) for frame in frames]
+
+
+def _note_image(case: _Seen, image: Volume) -> None:
+    case.digest = _digest(image)
+    case.orientation = image.orientation
+    order = np.argsort(axcodes2ornt(tuple(image.orientation))[:, 0])
+    case.spacing_mm = tuple(image.spacing_mm[axis] for axis in order)
+
+
+def _digest(image: Volume) -> bytes:
+    """Equal for equal voxels, however they were stored."""
+    values = np.ascontiguousarray(image.array.T)  # a view for Fortran order
+    digest = hashlib.blake2b(repr(image.array.shape).encode(), digest_size=16)
+    digest.update(values.data)
+    return digest.digest()
+
+
+def _check_label(case: _Seen, image: Volume | None, labels: frozenset[int]) -> None:
+    path = case.item["label"]
+    try:
+        label = read_label(path, labels=labels or None, frame=case.item.get("frame"))
+        if image is not None:
+            check_pair(image, label)
+    except InputError as error:
+        case.add("error", error.where, error.problem, error.remedy)
+        return
+    if not label.array.any():
+        case.add("warning", path, "its label map is empty", "check that this is meant")
+    case.labels = frozenset(value for value in labels if (label.array == value).any())
+
+
+def _leaks(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    first: dict[str, _Seen] = {}
+    for case in seen:
+        known = first.setdefault(case.item["patient"], case)
+        if _SIDE_OF[known.section] != _SIDE_OF[case.section]:
+            problem = f"patient {case.item['patient']} is in {case.section} and in {known.section} (leakage)"
+            remedy = "keep each patient on one side of the split"
+            yield Finding("error", case.item["case"], case.item["image"], problem, remedy)
+
+
+def _duplicates(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    first: dict[bytes, _Seen] = {}
+    for case in seen:
+        if case.digest is None:
+            continue
+        known = first.setdefault(case.digest, case)
+        if known is case:
+            continue
+        mine, theirs = case.item["patient"], known.item["patient"]
+        problem = f"holds the same voxels as {known.item['image']}"
+        if mine != theirs:
+            problem += f", but of patient {mine} instead of {theirs}"
+            remedy = "find out whose scan it is and remove the other, or the split leaks"
+            yield Finding("error", case.item["case"], case.item["image"], problem, remedy)
+        else:
+            yield Finding("warning", case.item["case"], case.item["image"], problem, "list every scan once")
+
+
+def _by_domain(seen: Iterable[_Seen]) -> Iterator[tuple[str, list[_Seen]]]:
+    """Scanners and modalities may differ; what is unusual is so among its own kind."""
+    domains: dict[str, list[_Seen]] = defaultdict(list)
+    for case in seen:
+        if case.spacing_mm is not None:
+            domains[str(case.item.get("domain", ""))].append(case)
+    for domain, cases in domains.items():
+        if len(cases) >= _FEWEST_TO_COMPARE:
+            yield (f" of domain {domain}" if domain else ""), cases
+
+
+def _unusual_spacings(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    for domain, cases in _by_domain(seen):
+        sizes = [case.spacing_mm for case in cases if case.spacing_mm is not None]
+        usual = [median(axis) for axis in zip(*sizes, strict=True)]
+        for case, size in zip(cases, sizes, strict=True):
+            ratios = [mine / theirs for mine, theirs in zip(size, usual, strict=True)]
+            if max(max(ratios), 1 / min(ratios)) > _UNUSUAL_RATIO:
+                problem = f"its voxel size {_mm(size)} is far from the usual {_mm(usual)}{domain}"
+                yield Finding(
+                    "warning", case.item["case"], case.item["image"], problem, "check its header, or resample all alike"
+                )
+
+
+def _unusual_orientations(seen: Sequence[_Seen]) -> Iterator[Finding]:
+    for domain, cases in _by_domain(seen):
+        counts = Counter(case.orientation for case in cases)
+        usual, most = counts.most_common(1)[0]
+        remedy = "reorient while loading (MONAI's Orientationd), and check that left is left"
+        if len(cases) - most > _FEW * len(cases):
+            listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+            yield Finding("warning", "", cases[0].item["image"], f"orientations{domain} are mixed: {listed}", remedy)
+            continue
+        for case in cases:
+            if case.orientation != usual:
+                problem = f"its orientation {case.orientation} is not the usual {usual}{domain}"
+                yield Finding("warning", case.item["case"], case.item["image"], problem, remedy)
+
+
+def _unseen_labels(datalist: Datalist, seen: Sequence[_Seen]) -> Iterator[Finding]:
+    training = [case for case in seen if case.section == "training" and "label" in case.item]
+    if not training:
+        return
+    shown = frozenset[int]().union(*(case.labels for case in training))
+    for value, name in datalist.label_names.items():
+        if value != 0 and value not in shown:
+            problem = f"no training case shows label {value} ({name})"
+            yield Finding("warning", "", datalist.where, problem, "remove the label, or add a case that shows it")
+
+
+def _mm(sizes: Iterable[float]) -> str:
+    return " x ".join(f"{size:.3g}" for size in sizes) + " mm"

@@ -1,0 +1,231 @@
+"""From a public dataset as it is unpacked to a datalist with a patient-level split."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from medkd.data.acdc import CineFrames, acdc_cases, acdc_cine, find_acdc
+from medkd.data.cards import Card, PublishedSplit
+from medkd.data.datalist_rules import refuse_missing_files
+from medkd.data.datalists import Case, Datalist
+from medkd.data.make import image_shape
+from medkd.data.nnunet import nnunet_label_names, read_json
+from medkd.data.splits import split_datalist
+from medkd.errors import ConfigError, InputError
+
+logger = logging.getLogger(__name__)
+
+SplitChoice = Literal["official", "published", "random"]
+VALIDATION_FRACTION, TEST_FRACTION = 0.1, 0.2
+"""Of the patients, where the dataset or the literature gives no split."""
+
+_Cases = dict[str, list[Case]]
+
+
+def prepare_dataset(
+    card: Card,
+    root: str | Path,
+    *,
+    labeled: int | None = None,
+    seed: int = 0,
+    split: SplitChoice | None = None,
+    cine_frames: CineFrames = None,
+    modality: str | None = None,
+) -> Datalist:
+    """Check a dataset's files against its card and list them, split by patient.
+
+    Headers are read, voxels are not: `medkd data check` does that.
+
+    Args:
+        card: the dataset's card.
+        root: the dataset's folder; the datalist's paths start from it.
+        labeled: how many training patients keep their labels; the others' images become ``unlabeled``. With the
+            published split and the number it is known for, the published patients.
+        seed: of every random choice.
+        split: ``"official"`` tests on the patients the provider set apart (and validates on a tenth of the others),
+            ``"published"`` takes the card's, ``"random"`` draws 70 % / 10 % / 20 % of the patients, stratified. By
+            default official where there is one, otherwise random.
+        cine_frames: ACDC only: frames between the labelled ones that become ``unlabeled``.
+        modality: IBSI STS only: ``"CT"`` or ``"MR_T1"``; by default both, told apart by ``domain``.
+
+    Raises:
+        ConfigError: the card has no layout, or a choice that this dataset does not offer.
+        InputError: naming the first file that is missing or does not fit.
+    """
+    root = Path(os.path.abspath(root))
+    if card.layout is None:
+        raise ConfigError(f"dataset {card.name}", "has no layout that medkd prepares", "use `medkd data make`")
+    if cine_frames is not None and card.layout != "acdc":
+        raise ConfigError("--cine", f"{card.name} has no cine", "leave it out")
+    if modality is not None and card.layout != "ibsi_sts":
+        raise ConfigError("--modality", f"{card.name} has one modality", "leave it out")
+    if not root.is_dir():
+        raise InputError(root, "is not a folder", card.how_to_get)
+    found = {
+        "acdc": lambda: _find_acdc(card, root, cine_frames),
+        "msd": lambda: _find_msd(card, root),
+        "ibsi_sts": lambda: _find_ibsi_sts(card, root, modality),
+    }[card.layout]()
+    whole = _datalist(card, root, {**found, "training": [*found["training"], *found.get("test", [])], "test": []})
+    refuse_missing_files(whole)
+    _refuse_other_shapes(whole)
+    field = "group" if any("group" in (case.model_extra or {}) for case in whole.training) else None
+    chosen = split or ("official" if found.get("test") else "random")
+    if chosen == "published":
+        return _split_as_published(card, whole, labeled, seed, field)
+    if chosen == "random":
+        return split_datalist(
+            whole, labeled=labeled, validation=VALIDATION_FRACTION, test=TEST_FRACTION, seed=seed, stratify_by=field
+        )
+    if not found.get("test"):
+        raise ConfigError("--split", f"{root} has no patients set apart for testing", "use random, or published if any")
+    official = _datalist(card, root, found)
+    return split_datalist(official, labeled=labeled, validation=VALIDATION_FRACTION, seed=seed, stratify_by=field)
+
+
+def _datalist(card: Card, root: Path, sections: _Cases) -> Datalist:
+    return Datalist.model_validate(
+        {
+            "name": card.name,
+            "modality": card.modality,
+            "labels": {str(value): name for value, name in sorted(card.labels.items())},
+            "licence": card.licence,
+            "reference": card.citation,
+            "dataset_dir": root,
+            **sections,
+        }
+    )
+
+
+def _find_acdc(card: Card, root: Path, cine_frames: CineFrames) -> _Cases:
+    folders = find_acdc(root)
+    found = {part: [case for folder in folders[part] for case in acdc_cases(root, folder)] for part in folders}
+    for case in found["training"]:
+        if case.label is None:
+            raise InputError(root / case.image, "has no label (_gt) beside it", "unpack the dataset's archive again")
+    testing = [case for case in found["testing"] if case.label is not None]
+    if len(testing) < len(found["testing"]):
+        logger.warning("%d testing frames have no label and are left out", len(found["testing"]) - len(testing))
+    _compare_counts(card, {f"{part} patients": len(folders[part]) for part in folders if folders[part]})
+    cine = [case for folder in folders["training"] for case in acdc_cine(root, folder, cine_frames)]
+    return {"training": found["training"], "test": testing, "unlabeled": cine}
+
+
+def _find_msd(card: Card, root: Path) -> _Cases:
+    bases = [root, *(root / file.unpacks_to for file in card.files if file.unpacks_to)]
+    base = next((base for base in bases if (base / "dataset.json").is_file()), None)
+    if base is not None:
+        pairs, unlabeled = _listed_in_dataset_json(card, base)
+    elif (root / "images").is_dir() and (root / "labels").is_dir():
+        base = root
+        images = sorted(path.name for path in (root / "images").glob("*.nii*") if not path.name.startswith("."))
+        pairs, unlabeled = [(f"images/{name}", f"labels/{name}") for name in images], []
+    else:
+        raise InputError(root, "holds neither dataset.json nor images/ and labels/", card.how_to_get)
+    if not pairs:
+        raise InputError(base, "lists no labelled image", card.how_to_get)
+    _compare_counts(
+        card, {"labelled images": len(pairs), **({"unlabelled images": len(unlabeled)} if unlabeled else {})}
+    )
+    prefix = base.relative_to(root)
+
+    def case(image: str, label: str | None = None) -> Case:
+        return Case(
+            image=(prefix / image).as_posix(),
+            label=None if label is None else (prefix / label).as_posix(),
+            patient=_patient(card, root, image),
+        )
+
+    return {"training": [case(*pair) for pair in pairs], "unlabeled": [case(image) for image in unlabeled]}
+
+
+def _listed_in_dataset_json(card: Card, base: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    path = base / "dataset.json"
+    numbers = sorted(nnunet_label_names(base))
+    if numbers != sorted(card.labels):
+        raise InputError(
+            path, f"has the labels {numbers}, the card {sorted(card.labels)}", "check which dataset this is"
+        )
+    description = read_json(path)
+    try:
+        pairs = [(str(entry["image"]), str(entry["label"])) for entry in description.get("training", [])]
+        unlabeled = [str(entry["image"] if isinstance(entry, dict) else entry) for entry in description.get("test", [])]
+    except (TypeError, KeyError):
+        raise InputError(path, 'its "training" or "test" is not a list of images', "take the original file") from None
+    return pairs, unlabeled
+
+
+def _find_ibsi_sts(card: Card, root: Path, modality: str | None) -> _Cases:
+    cases = []
+    for path in sorted(root.glob("*/*_image.nii.gz")):
+        domain = path.name.removesuffix("_image.nii.gz")
+        if modality is not None and domain != modality:
+            continue
+        image = path.relative_to(root).as_posix()
+        label = image.replace("_image.nii.gz", "_mask.nii.gz")
+        cases.append(Case(image=image, label=label, patient=_patient(card, root, image), domain=domain))
+    if not cases:
+        problem = f"holds no file like STS_001/{modality or 'CT'}_image.nii.gz"
+        raise InputError(root, problem, card.how_to_get)
+    _compare_counts(card, {"patients": len({case.patient for case in cases})})
+    return {"training": cases}
+
+
+def _patient(card: Card, root: Path, path: str) -> str:
+    match = re.search(card.patient_key or "", path)
+    if match is None:
+        raise InputError(
+            root / path, f"is not named as the card says ({card.patient_key})", "check which dataset this is"
+        )
+    return match[1]
+
+
+def _compare_counts(card: Card, found: dict[str, int]) -> None:
+    """A part of a dataset is a fair thing to use, so that a difference is told but not refused."""
+    for what, count in found.items():
+        if what in card.counts and card.counts[what] != count:
+            logger.warning("%s: found %d %s, the card says %d", card.name, count, what, card.counts[what])
+
+
+def _refuse_other_shapes(datalist: Datalist) -> None:
+    for _, _, case in datalist.entries():
+        image = datalist.resolve(case.image)
+        shape = image_shape(image)
+        if len(shape) != (3 if case.frame is None else 4):
+            raise InputError(image, f"has {len(shape)} dimensions {shape}", "take the original file")
+        if case.label is not None and image_shape(datalist.resolve(case.label)) != shape:
+            problem = f"has the shape {image_shape(datalist.resolve(case.label))}, its image {shape}"
+            raise InputError(datalist.resolve(case.label), problem, "take the original files")
+
+
+def _split_as_published(card: Card, whole: Datalist, labeled: int | None, seed: int, field: str | None) -> Datalist:
+    published = card.published_split
+    if published is None:
+        raise ConfigError("--split", f"no split of {card.name} is published on its card", "use random or official")
+    _refuse_absent_patients(whole, published)
+    sides = {name: set(getattr(published, name)) for name in ("training", "validation", "test")}
+    sections = {name: [case for case in whole.training if case.patient in side] for name, side in sides.items()}
+    sections["unlabeled"] = [case for case in whole.unlabeled if case.patient in sides["training"]]
+    kept = sum(len(cases) for name, cases in sections.items() if name != "unlabeled")
+    if kept < len(whole.training):
+        logger.info(
+            "%d labelled images of patients outside the published split are left out", len(whole.training) - kept
+        )
+    datalist = whole.model_copy(update=sections)
+    if labeled is None:
+        return datalist
+    named: int | Collection[str] = published.labeled if labeled == len(published.labeled) else labeled
+    return split_datalist(datalist, labeled=named, seed=seed, stratify_by=field)
+
+
+def _refuse_absent_patients(whole: Datalist, published: PublishedSplit) -> None:
+    present = {case.patient for case in whole.training}
+    absent = [who for who in (*published.training, *published.validation, *published.test) if who not in present]
+    if absent:
+        problem = f"lacks {len(absent)} patients of the published split, {absent[0]} first"
+        raise InputError(whole.dataset_dir, problem, "complete the dataset, or use --split random")
