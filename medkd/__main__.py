@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from medkd.cli.text import visible
 from medkd.errors import MedkdError
 
 USAGE, FAULT, INTERRUPTED = 2, 3, 130
@@ -37,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command().main(words, prog_name="medkd", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
         return report_error(error, words)
+    if result == INTERRUPTED:  # typer turns Ctrl-C into this result
+        return _print("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
@@ -51,6 +54,8 @@ def report_error(error: BaseException, words: Sequence[str] = ()) -> int:
 
     usage_error = typer.BadParameter.__mro__[1]
     if isinstance(error, SystemExit):
+        if isinstance(error.__context__, BrokenPipeError):
+            return 0  # the reader, `head` say, has seen enough
         return error.code if isinstance(error.code, int) else FAULT
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _print("interrupted", INTERRUPTED)
@@ -58,6 +63,9 @@ def report_error(error: BaseException, words: Sequence[str] = ()) -> int:
         return int(error.exit_code)
     if isinstance(error, MedkdError):
         return _print(str(error), error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError":  # `medkd` or `medkd data` alone
+        print(error.format_message())  # type: ignore[attr-defined]
+        return 0
     if isinstance(error, usage_error):
         return _print(_usage_line(error), USAGE)
     if _is_out_of_memory(error):
@@ -70,7 +78,7 @@ def report_error(error: BaseException, words: Sequence[str] = ()) -> int:
 
 
 def _print(line: str, code: int) -> int:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medkd.cli.help import CalmCommand, CalmGroup
 from medkd.cli.options import Json, Quiet, Trust, Verbose
+from medkd.cli.text import visible
+
+if TYPE_CHECKING:
+    from medkd.deploy.trust import Code
 
 app = typer.Typer(
     name="bundle", cls=CalmGroup, help="List, copy and check MONAI bundles.", no_args_is_help=True,
@@ -31,6 +35,7 @@ def list_bundles(json_output: Json = False) -> None:
     output.print_table(
         ["bundle", "task", "version"], [[bundle.name, bundle.task, bundle.version] for bundle in bundles]
     )
+    output.print_line()
     output.print_line("`medkd bundle copy NAME DIR` gives you your own to edit.", style="dim")
 
 
@@ -79,16 +84,27 @@ def check_bundle(
             [[check.name, Text(check.state, style=styles[check.state]), check.message] for check in report.checks],
         )
         beyond = [code for code in report.code if code.problem]
-        shown = report.code if not quiet else beyond
-        output.print_table(
-            ["where", "kind", "code", "needs trust because"],
-            [[code.where, code.kind, code.text, code.problem or ""] for code in sorted(shown, key=_first_the_refused)],
-            title=f"{len(report.code)} pieces of code, {len(beyond)} beyond the allow-list",
-        )
+        _print_code(beyond if quiet else report.code)
+        output.print_line()
+        output.print_line(f"{len(report.code)} pieces of code, {len(beyond)} beyond the allow-list")
         output.print_line(f"sha256 of all files: {report.sha256 or 'none, since it holds links'}")
     if report.findings:
         raise typer.Exit(1)
 
 
-def _first_the_refused(code: object) -> bool:
-    return getattr(code, "problem", None) is None
+def _print_code(code: list[Code]) -> None:
+    """Print code by file, what needs trust in red with the reason."""
+    from rich.text import Text
+
+    from medkd.cli import output
+
+    files: dict[str, list[tuple[str, Text]]] = {}
+    for piece in code:
+        file, _, item = piece.where.partition(" ")
+        text = Text(visible(piece.text), style="bold red" if piece.problem else "")
+        if piece.problem:
+            text.append(f"\n→ {visible(piece.problem)}", style="red")
+        files.setdefault(file, []).append((item or piece.kind, text))
+    for file, rows in files.items():
+        output.print_line()
+        output.print_facts(rows, title=visible(file))

@@ -58,6 +58,7 @@ def list_cards(json_output: Json = False) -> None:
         ["dataset", "modality", "task", "access", "licence"],
         [[card.name, card.modality, card.task, card.access, _short(card.licence)] for card in cards],
     )
+    output.print_line()
     output.print_line("`medkd data show NAME` says how to get one.", style="dim")
 
 
@@ -90,7 +91,7 @@ def show_card(name: Name, json_output: Json = False) -> None:
         ("download", f"medkd data fetch {card.name} --root DIR" if card.download_allowed else "by hand"),
         ("prepare", _preparation(card.layout, card.name, tested=card.layout_tested)),
         ("cite", card.citation),
-        *[("note" if position == 0 else "", text) for position, text in enumerate(card.notes)],
+        *[("" if position else "note", f"– {text}") for position, text in enumerate(card.notes)],
     ]
     output.print_facts(facts, title=card.title)
 

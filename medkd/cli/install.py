@@ -22,6 +22,7 @@ def doctor(json_output: Json = False) -> None:
         output.print_json({"facts": facts, "findings": len(findings)})
     else:
         styles = {"ok": "", "note": "dim", "finding": "bold red"}
+        width = max(len(fact.name) for fact in facts)
         for group in dict.fromkeys(fact.group for fact in facts):
             rows: list[tuple[str, Text]] = []
             for fact in facts:
@@ -29,7 +30,7 @@ def doctor(json_output: Json = False) -> None:
                     text = Text(fact.value, style=styles[fact.state])
                     text.append(f"\n→ {fact.remedy}" if fact.remedy else "", style="dim")
                     rows.append((fact.name, text))
-            output.print_facts(rows, title=group.capitalize())
+            output.print_facts(rows, title=group.capitalize(), name_width=width)
             output.print_line()
         output.print_line(f"{len(findings)} to mend" if findings else "All is well.", style="bold")
     if findings:

@@ -118,6 +118,7 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         ],
     )
     patients = f"{summary['n_cases']} cases of {summary['n_patients']} patients, {summary['n_failed']} failed"
+    output.print_line()
     output.print_line(f"{patients}; {summary['pooled']}; details in {out}", style="dim")
 
 
@@ -225,6 +226,7 @@ def compare(
         ],
     )
     left_out = f", {result.only_in_one} in only one evaluation left out" if result.only_in_one else ""
+    output.print_line()
     output.print_line(f"A is {eval_a}, B is {eval_b}: {result.cases} cases in both{left_out}", style="dim")
     output.print_line("A missed structure counts the image diagonal.", style="dim")
     if result.report is not None:
@@ -255,7 +257,7 @@ def profile(
         output.print_json(costs)
         return
     output.print_table(
-        ["model", ">parameters", ">MACs", "window", ">on disk", ">ms a window", ">ms a volume", ">peak memory"],
+        ["model", ">parameters", ">MACs", "window", ">disk", ">ms/window", ">ms/volume", ">memory"],
         [
             [
                 cost.name,
@@ -270,7 +272,8 @@ def profile(
             for cost in costs
         ],
     )
-    output.print_line(f"on {costs[0].device}, {costs[0].threads} threads; MACs and ms of one window", style="dim")
+    output.print_line()
+    output.print_line(f"on {costs[0].device}, threads: {costs[0].threads}; MACs are of one window", style="dim")
     if out is not None:
         output.print_line(str(out))
 
@@ -313,7 +316,7 @@ def export(
             ("same class", f"{100 * result.agreement:.4g} % of voxels"),
             (
                 "compared on",
-                f"{result.windows[0]} windows of {'×'.join(map(str, result.windows[1:]))} from {result.image}",
+                f"{result.windows[0]} windows of {'×'.join(map(str, result.windows[1:]))} from {result.image.name}",
             ),
         ]
     )

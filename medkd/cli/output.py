@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medkd.cli.text import visible
+
 _WIDTH_OF_A_PIPE = 240  # wide enough that nothing is cut where no terminal sets the width
 
 
@@ -61,32 +63,56 @@ def to_json(value: Any) -> Any:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
     """Print a table; columns whose name starts with ``>`` are numbers and align to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
     for column in columns:
         is_number = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"), justify="right" if is_number else "left", no_wrap=is_number, header_style="bold"
+            column.removeprefix(">"),
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+            header_style="bold",
         )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell_text(cell)) for cell in row))
-    console().print(table)
+    _print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, Any]], *, title: str = "") -> None:
+def print_facts(facts: Iterable[tuple[str, Any]], *, title: str = "", name_width: int | None = None) -> None:
     """Print names and values in two columns."""
-    table = Table(
-        box=None, show_header=False, pad_edge=False, title=title or None, title_justify="left", title_style="bold"
-    )
-    table.add_column(style="dim", no_wrap=True)
+    table = _table(title)
+    table.add_column(style="dim", no_wrap=True, min_width=name_width)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(Text(str(name)), value if isinstance(value, Text) else Text(cell_text(value)))
-    console().print(table)
+        table.add_row(Text(visible(str(name))), value if isinstance(value, Text) else Text(cell_text(value)))
+    _print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        box=None, show_header=False, pad_edge=False, title=title or None, title_justify="left", title_style="bold"
+    )
+
+
+def _print(table: Table) -> None:
+    """Print a table without the blank lines and trailing blanks that rich pads it with."""
+    target = console()
+    with target.capture() as capture:
+        target.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    sys.stdout.write("\n".join(lines).strip("\n") + "\n")
 
 
 def print_line(text: str = "", *, style: str = "") -> None:
     """Print one line as it is."""
-    console().print(Text(text, style=style), soft_wrap=True)
+    console().print(Text(visible(text), style=style), soft_wrap=True)
 
 
 def cell_text(value: Any) -> str:
@@ -96,8 +122,8 @@ def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(part) for part in value)
-    return str(value)
+        return visible(", ".join(str(part) for part in value))
+    return visible(str(value))
 
 
 def signed(value: float, decimals: int = 3) -> str:
@@ -116,8 +142,11 @@ def count_text(value: int | float | None) -> str:
 
 
 def bytes_text(value: int | float | None) -> str:
-    """A size in MB (10⁶ bytes)."""
-    return "–" if value is None else f"{value / 1e6:.3g} MB"
+    """A size in kB, MB or GB (powers of 1000)."""
+    if value is None:
+        return "–"
+    limit, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if value >= pair[0]), (1e3, "kB"))
+    return f"{value / limit:.3g} {unit}"
 
 
 def console() -> Console:

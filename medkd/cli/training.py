@@ -35,16 +35,17 @@ def quickstart(
     if json_output:
         output.print_json(result)
         return
-    rows = result.get("rows", [])
-    if rows:
-        columns = list(rows[0])
-        numbers = {column for column in columns if isinstance(rows[0][column], int | float)}
-        output.print_table(
-            [f">{column}" if column in numbers else column for column in columns],
-            [[_quickstart_cell(column, row.get(column)) for column in columns] for row in rows],
-        )
-    output.print_facts((name, value) for name, value in result.items() if name not in ("rows", "next"))
-    for line in result.get("next", []):
+    columns = list(result["rows"][0])
+    output.print_table(
+        [column if column == "arm" else f">{column}" for column in columns],
+        [[_quickstart_cell(column, row[column]) for column in columns] for row in result["rows"]],
+    )
+    output.print_line(f"The student is {result['ratio']}× smaller than its teacher; {result['seconds']} s in all.")
+    output.print_line()
+    output.print_facts([("report", result["report"]), ("bundle", result["bundle"])])
+    output.print_line()
+    output.print_line("What to do next", style="bold")
+    for line in result["next"]:
         output.print_line(f"  {line}")
 
 
@@ -72,6 +73,7 @@ def methods(
             ["method", "paper", "task", "streams"],
             [[card.name, card.paper, card.task, _streams(card)] for card in cards],
         )
+        output.print_line()
         output.print_line("`medkd methods NAME` says more about one.", style="dim")
     else:
         for card in cards:
@@ -85,7 +87,7 @@ def methods(
                     ("needs, frozen", card.frozen or "nothing"),
                     ("bundles", card.bundles or "none"),
                     ("page", card.page),
-                    *[("differs" if first else "", text) for first, text in _first(card.differs)],
+                    *[("" if position else "differs", f"– {text}") for position, text in enumerate(card.differs)],
                 ],
                 title=card.class_name,
             )
@@ -93,10 +95,6 @@ def methods(
 
 def _streams(card: Any) -> str:
     return ", ".join([*card.streams, *(f"[{stream}]" for stream in card.optional_streams)])
-
-
-def _first(texts: list[str]) -> list[tuple[bool, str]]:
-    return [(position == 0, text) for position, text in enumerate(texts)]
 
 
 def train(

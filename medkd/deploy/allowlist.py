@@ -79,8 +79,9 @@ def words(text: str) -> frozenset[str]:
 
 
 FORBIDDEN_NAMES = words(
-    "RandTorchIO RandTorchIOd RandTorchVision RandTorchVisiond SaveClassificationd TorchIO TorchIOd TorchVision"
-    " TorchVisiond WriteFileMapping WriteFileMappingd SpawnedProcess"
+    "CuCIM CuCIMd RandCuCIM RandCuCIMd RandTorchIO RandTorchIOd RandTorchVision RandTorchVisiond"
+    " SaveClassificationd TorchIO TorchIOd TorchVision TorchVisiond WriteFileMapping WriteFileMappingd"
+    " SpawnedProcess"
 )
 _FORBIDDEN_FUNCTION = re.compile(
     r"write|save|dump|download|fetch|upload|delete|remove|make_|export|pretrained|register"

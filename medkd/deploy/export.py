@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -141,13 +142,25 @@ def _write_pt2(network: torch.nn.Module, windows: torch.Tensor, file: Path) -> N
 
 def _attempt(what: str, export: Callable[[], Any]) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_exporters():
             warnings.simplefilter("ignore")
             return export()
     except Exception as error:
         logger.debug("export failed", exc_info=True)
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError("network_def", f"cannot be {what} ({reason})", "choose another --format") from error
+
+
+@contextlib.contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """Silence torch's exporter, which warns of a torchvision that nothing here needs."""
+    logger = logging.getLogger("torch.onnx")
+    former = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(former)
 
 
 def _read_torchscript(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:

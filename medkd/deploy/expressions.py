@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib.util
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from medkd.deploy.allowlist import MODULES, Refused, check_component_name, sensitive_parameters, words
+from medkd.deploy.allowlist import (
+    FORBIDDEN_MODULES,
+    MODULES,
+    Refused,
+    check_component_name,
+    sensitive_parameters,
+    words,
+)
 
 _IMPORTABLE = frozenset({"glob", "math", "os", "os.path", "pathlib", "numpy"})
 _DEFAULT_ALIASES = {"monai": "monai", "torch": "torch", "np": "numpy", "numpy": "numpy"}
@@ -73,7 +81,20 @@ def parse_import(text: str) -> dict[str, str] | None:
 def _is_module_name(full: str) -> bool:
     if full in _IMPORTABLE or full in {"ignite", "medkd", "monai", "torch", "torch.distributed", "torch.utils.data"}:
         return True
-    return any(full == module or module.startswith(f"{full}.") for module in MODULES)
+    if any(full == module or full.startswith(f"{module}.") for module in FORBIDDEN_MODULES):
+        return False
+    if any(full == module or module.startswith(f"{full}.") for module in MODULES):
+        return True
+    inside = any(full.startswith(f"{module}.") for module in MODULES)
+    plain = all(part.isidentifier() and not part.startswith("_") for part in full.split("."))
+    return inside and plain and _is_importable(full)
+
+
+def _is_importable(full: str) -> bool:
+    try:
+        return importlib.util.find_spec(full) is not None
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def check_expression(text: str, aliases: Mapping[str, str], module_ids: frozenset[str]) -> None:

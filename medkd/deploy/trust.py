@@ -214,10 +214,19 @@ def _files(root: Path) -> list[Path]:
 
 
 def _inspect_file(file: Path, name: str) -> list[Code]:
+    """The code of one configuration; of an overlay, what it adds to the configuration it can be laid over."""
     try:
         return inspect_config(read_config(file), name)
     except ConfigError as error:
-        return [Code(name, "setting", "unreadable", error.problem)]
+        problem = error.problem
+    for base in (file.with_name("train.json"), file.with_name("inference.json")):
+        try:
+            merged, plain = read_config(base, file), read_config(base)
+        except ConfigError:
+            continue
+        known = {(code.where, code.kind, code.text) for code in inspect_config(plain, name)}
+        return [code for code in inspect_config(merged, name) if (code.where, code.kind, code.text) not in known]
+    return [Code(name, "setting", "unreadable", problem)]
 
 
 def _inspect_once(config: Any, source: str) -> Iterator[Code]:

@@ -83,7 +83,7 @@ def _devices() -> Iterator[Fact]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = f"{cores} core{'s' if cores > 1 else ''}" + (f", {memory / 2**30:.0f} GiB" if memory else "")
     yield Fact(
-        "devices", "cpu", f"{text}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        "devices", "cpu", f"{text}, torch uses {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}"
     )
     if not torch.cuda.is_available():
         built = torch.version.cuda or getattr(torch.version, "hip", None)

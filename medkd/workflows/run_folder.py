@@ -23,6 +23,7 @@ from medkd.errors import ConfigError, InputError
 
 FORMAT_VERSION = 1
 CONFIG, DATALIST, ENVIRONMENT, LOG = "config.json", "datalist.json", "environment.json", "log.txt"
+_KEPT = frozenset({".lock", "data"})  # data: a run may hold its own, as the quickstart's does
 # What may differ between a run and its resumption without changing its result.
 _FREE_KEYS = frozenset({"resume", "run_dir", "output_weights", "num_workers", "bundle_root"})
 
@@ -39,7 +40,9 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(run_dir, "another process is training there", "wait for it or use another --run-dir") from None
+            raise ConfigError(
+                run_dir, "another process is training there", "wait for it or use another --run-dir"
+            ) from None
         yield
 
 
@@ -49,7 +52,7 @@ def require_free(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
     Raises:
         ConfigError: as said.
     """
-    used = run_dir.exists() and any(run_dir.iterdir())
+    used = run_dir.exists() and any(path.name not in _KEPT for path in run_dir.iterdir())
     if used and not (resume or overwrite):
         raise ConfigError(run_dir, "is not empty", "pass --resume to go on with it, or --overwrite to start again")
     if resume and not (run_dir / CONFIG).is_file():
@@ -59,9 +62,9 @@ def require_free(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def clear(run_dir: Path) -> None:
-    """Remove an earlier run, keeping the lock."""
+    """Remove an earlier run, keeping the lock and the run's own data."""
     for path in run_dir.iterdir():
-        if path.name == ".lock":
+        if path.name in _KEPT:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -98,7 +101,9 @@ def require_same_run(run_dir: Path, config: Mapping[str, Any], datalist: Datalis
             old = read_datalist(run_dir / DATALIST, check_files=False)
         difference = old.difference(datalist)
         if difference:
-            raise ConfigError(run_dir, f"the datalist changed: {difference}", "resume with the run's own, or start anew")
+            raise ConfigError(
+                run_dir, f"the datalist changed: {difference}", "resume with the run's own, or start anew"
+            )
 
 
 def environment() -> dict[str, Any]:

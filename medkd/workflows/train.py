@@ -241,25 +241,29 @@ def finish(run_dir: Path, config: Mapping[str, Any], datalist: Datalist | None) 
     """Turn the trained weights into a bundle and write the report."""
     weights_file = Path(str(config["output_weights"]))
     if datalist is not None and weights_file.is_file():
-        labels = {str(index): name for index, name in datalist.label_names.items()}
         weights = torch.load(weights_file, map_location="cpu", weights_only=True)
-        recipe = {**config, "labels": labels}
-        write_bundle(
-            run_dir / "bundle",
-            train_config=recipe,
-            weights=weights,
-            metadata=deployed_metadata(recipe, datalist),
-            readme=_readme(config, datalist),
-            overwrite=True,
-        )
+        deploy(run_dir / "bundle", config, datalist, weights)
     write_report(run_dir)
+
+
+def deploy(out: Path, config: Mapping[str, Any], datalist: Datalist, weights: Mapping[str, torch.Tensor]) -> Path:
+    """Write weights of a configuration's ``network_def`` as a MONAI inference bundle."""
+    recipe = {**config, "labels": {str(index): name for index, name in datalist.label_names.items()}}
+    return write_bundle(
+        out,
+        train_config=recipe,
+        weights=weights,
+        metadata=deployed_metadata(recipe, datalist),
+        readme=_readme(config, datalist),
+        overwrite=True,
+    )
 
 
 def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str, Any]:
     """metadata.json of the network a run has trained."""
     method = str(recipe["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
     network = recipe["network_def"]
-    multiple = 2 ** (len(network.get("filters", (1, 1, 1, 1))) - 1)
+    multiple = 2 ** (len(network.get("filters") or network.get("channels") or (1, 1, 1, 1, 1)) - 1)
     return segmentation_metadata(
         name=f"{datalist.name or 'medical image'} segmentation ({method} student)",
         task="segmentation",
@@ -268,6 +272,7 @@ def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str
         modality=str(datalist.modality or "unknown"),
         spatial_shape=[f"{multiple}*n"] * int(network["spatial_dims"]),
         in_channels=int(network["in_channels"]),
+        **({} if recipe.get("fold") is None else {"fold": recipe["fold"]}),
     )
 
 

@@ -18,7 +18,9 @@ from medkd.errors import ConfigError
 
 
 def found_methods() -> list[type[Method]]:
-    modules = [importlib.import_module(f"medkd.methods.{info.name}") for info in pkgutil.iter_modules(medkd.methods.__path__)]
+    modules = [
+        importlib.import_module(f"medkd.methods.{info.name}") for info in pkgutil.iter_modules(medkd.methods.__path__)
+    ]
     return [
         value
         for module in modules

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medkd.deploy.bundle import write_bundle
 from medkd.deploy.metadata import segmentation_metadata
@@ -88,3 +90,35 @@ def write_image(path: Path, *, seed: int = 0, shape: tuple[int, ...] = (24, 20, 
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(image, affine), path)
     return path
+
+
+def write_dicom_series(folder: Path, *, slices: int = 12, seed: int = 0, patient: str = "DOE^JANE") -> Path:
+    """A plain axial CT series of one patient, its files in no particular order."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    study, series, frame = (generate_uid() for _ in range(3))
+    for number in rng.permutation(slices):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, frame
+        image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = patient, "4711", "19700101", "F"
+        image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = "20200102", "010203", "S1", "A1"
+        image.InstitutionName, image.ReferringPhysicianName = "General Hospital", "WHO^DOCTOR"
+        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 1, int(number) + 1
+        image.PositionReferenceIndicator = ""
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        image.ImagePositionPatient = [-10.0, -20.0, 30.0 + 2.5 * int(number)]
+        image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        image.PixelSpacing, image.SliceThickness = [1.5, 1.5], 2.5
+        image.Rows, image.Columns, image.SamplesPerPixel = 20, 24, 1
+        image.PhotometricInterpretation = "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+        image.RescaleSlope, image.RescaleIntercept = 1, -1024
+        pixels = rng.integers(900, 1200, (20, 24))
+        pixels[5:15, 6:18] += 40 * int(number)
+        image.PixelData = pixels.astype("<i2").tobytes()
+        image.save_as(folder / f"IM{int(number):04d}.dcm", enforce_file_format=True)
+    return folder

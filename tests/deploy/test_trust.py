@@ -78,6 +78,38 @@ def test_ordinary_expression_is_allowed(expression):
     assert [code for code in inspect_config(config, "c") if code.problem] == []
 
 
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("import torch.nn.functional as F", True),
+        ("from torch.optim.lr_scheduler import PolynomialLR", True),
+        ("import monai.transforms as transforms", True),
+        ("from pathlib import Path", True),
+        ("import sys", False),
+        ("import monai.bundle", False),
+        ("import monai.apps.nnunet", False),
+        ("import torch.hub as hub", False),
+        ("import monai.transforms._private", False),
+        ("import medkd.data.fetch as f", False),
+        ("import math as torch", False),
+        ("from monai.utils import set_determinism as len", False),
+        ("from . import x", False),
+        ("import glob; import os", False),
+    ],
+)
+def test_imports_are_limited_to_the_list(statement, allowed):
+    problems = [code for code in inspect_config({"imports": [f"${statement}"]}, "c") if code.problem]
+    assert (problems == []) == allowed
+
+
+def test_function_by_an_imported_module_is_checked_under_its_full_name():
+    config = {
+        "imports": ["$import torch.nn.functional as F", "$import monai.transforms as t"],
+        "x": "$t.LoadImage('a')",
+    }
+    assert [code.where for code in inspect_config(config, "c") if code.problem] == ["c x"]
+
+
 def test_medkd_reader_is_allowed():
     config = {
         "a": {

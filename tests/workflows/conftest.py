@@ -3,4 +3,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))  # bundle_factory
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
+
+from bundle_factory import make_bundle
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory) -> Path:
+    """A bundle that no test may change."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "small_segmentation")
