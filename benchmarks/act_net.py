@@ -3,7 +3,8 @@
     python benchmarks/act_net.py --task acdc --data DIR         real cardiac MRI, 7 labeled patients of 70, 2-D
     python benchmarks/act_net.py --task hippocampus --data DIR  real brain MRI, 10 labeled cases of 150, 3-D
     python benchmarks/act_net.py --demo                         the embedded demo cohort, 2-D
-    python benchmarks/act_net.py --task acdc --report           only summarise the seeds already computed
+    python benchmarks/act_net.py --task acdc --report           only summarize the seeds already computed
+    python benchmarks/act_net.py --demo --cohort 9001 --kd-weight 0.1   another cohort or weight, kept apart
 
 Arms, all with the same student, initial weights, order of labeled images, steps and optimizer:
 supervised; mean_teacher; kd (the teacher's term alone); act_net (both terms); sequential (mean teacher for the first
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,18 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset, set_track_meta
-from monai.transforms import Compose, RandAdjustContrastd, RandAffined, RandFlipd, RandRotate90d, RandSpatialCropd
+from monai.networks.nets import UNet
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandSpatialCropd,
+    SqueezeDimd,
+)
 from torch import nn
 
 from medkd.data import Stream, Streams
@@ -72,18 +85,17 @@ class Task:
     test: list[Case]
     transform: Compose
     spatial_dims: int
-    teacher: tuple[int, int]
-    student: tuple[int, int]
+    teacher: Callable[[], nn.Module]
+    student: Callable[[], nn.Module]
+    teacher_name: str
+    student_name: str
     batch_size: int
     teacher_rate: float
     student_rate: float
     steps: int
     predict: Callable[[nn.Module, torch.Tensor], np.ndarray]
     facts: dict[str, Any]
-
-    def network(self, size: tuple[int, int]) -> nn.Module:
-        """A U-Net of (levels, width) for this task."""
-        return unet(*size, out_channels=len(self.labels), spatial_dims=self.spatial_dims)
+    kd_weight: float = 1.0
 
 
 def normalize(image: np.ndarray) -> torch.Tensor:
@@ -145,8 +157,10 @@ def acdc(data: Path, steps: int) -> Task:
             ]
         ),
         spatial_dims=2,
-        teacher=(6, 16),
-        student=(4, 4),
+        teacher=partial(unet, 6, 16, out_channels=4),
+        student=partial(unet, 4, 4, out_channels=4),
+        teacher_name="U-Net, 6 levels, width 16",
+        student_name="U-Net, 4 levels, width 4",
         batch_size=8,
         teacher_rate=3e-3,
         student_rate=1e-2,
@@ -215,8 +229,10 @@ def hippocampus(data: Path, steps: int) -> Task:
             ]
         ),
         spatial_dims=3,
-        teacher=(4, 16),
-        student=(3, 4),
+        teacher=partial(unet, 4, 16, out_channels=3, spatial_dims=3),
+        student=partial(unet, 3, 4, out_channels=3, spatial_dims=3),
+        teacher_name="3-D U-Net, 4 levels, width 16",
+        student_name="3-D U-Net, 3 levels, width 4",
         batch_size=2,
         teacher_rate=3e-3,
         student_rate=1e-2,
@@ -226,6 +242,73 @@ def hippocampus(data: Path, steps: int) -> Task:
             "labeled_patients": 10, "unlabeled_patients": 140, "test_patients": len(test),
             "input": "24 × 32 × 24 voxel crops at 1 mm, z-scored per volume",
         },
+    )  # fmt: skip
+
+
+def demo(data: Path, steps: int, *, cohort: int = 0, kd_weight: float = 1.0) -> Task:
+    """The embedded demo cohort: 4 labeled and 28 unlabeled virtual patients, 10 held out; whole axial slices."""
+    from tempfile import TemporaryDirectory
+
+    from medkd.data import demo_mri, read_datalist
+    from medkd.data.demo import LABELS
+    from medkd.data.volumes import read_label, read_volume
+
+    def item(entry: dict[str, Any]) -> dict[str, Any]:
+        loaded: dict[str, Any] = {"image": normalize(read_volume(entry["image"]).array), "case": entry["case"]}
+        if "label" in entry:
+            loaded["label"] = torch.from_numpy(read_label(entry["label"]).array.astype(np.int64)).unsqueeze(0)
+        return loaded
+
+    with TemporaryDirectory() as folder:
+        cases = read_datalist(demo_mri(folder, seed=cohort))
+        labeled, unlabeled = ([item(e) for e in cases.section(name)] for name in ("training", "unlabeled"))
+        test = []
+        for entry in cases.section("test"):
+            loaded, spacing = item(entry), read_volume(entry["image"]).spacing_mm
+            # Slices first, as for the other 2-D task.
+            image, label = loaded["image"].movedim(-1, 1), np.moveaxis(loaded["label"][0].numpy(), -1, 0)
+            test.append(Case(entry["case"], entry["patient"], image, label, (spacing[2], *spacing[:2])))
+
+    @torch.no_grad()
+    def predict(network: nn.Module, volume: torch.Tensor) -> np.ndarray:
+        return network(volume[0].unsqueeze(1)).argmax(1).numpy()
+
+    def network(*channels: int) -> nn.Module:
+        return UNet(2, 1, len(LABELS), channels, [2] * (len(channels) - 1))
+
+    return Task(
+        name="demo",
+        title="virtual patients made from the MNI152 MRI (simulated), 2-D slices",
+        labels=dict(LABELS),
+        labeled=labeled,
+        unlabeled=unlabeled,
+        test=test,
+        transform=Compose(
+            [
+                RandSpatialCropd(["image", "label"], roi_size=(96, 112, 1), random_size=False, allow_missing_keys=True),
+                SqueezeDimd(["image", "label"], dim=-1, allow_missing_keys=True),
+                RandFlipd(["image", "label"], prob=0.5, spatial_axis=0, allow_missing_keys=True),
+                RandAffined(["image", "label"], prob=0.5, rotate_range=0.3, scale_range=[0.15] * 2,
+                            mode=["bilinear", "nearest"], padding_mode="border", allow_missing_keys=True),
+                RandScaleIntensityd("image", factors=0.1, prob=0.5),
+                RandGaussianNoised("image", prob=0.5, std=0.1),
+            ]
+        ),
+        spatial_dims=2,
+        teacher=partial(network, 32, 64, 128, 256, 512),
+        student=partial(network, 4, 8, 16, 32),
+        teacher_name="MONAI UNet, channels 32 to 512",
+        student_name="MONAI UNet, channels 4 to 32",
+        batch_size=8,
+        teacher_rate=2e-3,
+        student_rate=1e-2,
+        steps=steps,
+        predict=predict,
+        facts={
+            "labeled_patients": len(labeled), "unlabeled_patients": len(unlabeled), "test_patients": len(test),
+            "cohort": cohort, "input": "96 × 112 px axial slices at 2 mm, z-scored per volume",
+        },
+        kd_weight=kd_weight,
     )  # fmt: skip
 
 
@@ -263,7 +346,7 @@ def _last_terms(output: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def score(task: Task, network: nn.Module) -> list[dict[str, Any]]:
-    """Dice per test volume and class, HD95 per volume (3-D) or per slice (2-D)."""
+    """Dice per test volume and class; HD95 per volume in mm, or per slice in px where there is no spacing."""
     network = network.eval().float().cpu()
     rows = []
     for case in task.test:
@@ -271,7 +354,7 @@ def score(task: Task, network: nn.Module) -> list[dict[str, Any]]:
         whole = score_case(prediction, case.label, case=case.name, patient=case.patient, labels=task.labels,
                            spacing_mm=case.spacing_mm)  # fmt: skip
         for entry in whole:
-            if task.spatial_dims == 3:
+            if case.spacing_mm is not None:
                 distances = [entry.hd95]
             else:
                 pairs = [(p, r) for p, r in zip(prediction, case.label, strict=True)]
@@ -297,7 +380,7 @@ def _slice_hd95(prediction: np.ndarray, reference: np.ndarray, label: int) -> fl
     return hd95_mm(prediction, reference, spacing_mm=(1.0, 1.0), classes=[label])[label]
 
 
-def run_seed(make: Callable[[], Task], seed: int, folder: Path) -> None:
+def run_seed(make: Callable[[], Task], seed: int, folder: Path, arms: Sequence[str] = ARMS) -> None:
     """Train and score all arms for one seed, keeping each arm as soon as it is done."""
     torch.set_num_threads(1)
     set_track_meta(False)  # the arrays have no geometry left to track, and plain tensors are faster
@@ -307,7 +390,7 @@ def run_seed(make: Callable[[], Task], seed: int, folder: Path) -> None:
     if done["steps"] != task.steps:
         raise SystemExit(f"{path}: computed with {done['steps']} steps; remove it or use --steps {done['steps']}")
     torch.manual_seed(1000 + seed)
-    teacher_network, student_network = task.network(task.teacher), task.network(task.student)
+    teacher_network, student_network = task.teacher(), task.student()
 
     weights = folder / f"teacher-{seed}.pt"
     teacher_method = MeanTeacher(teacher_network)
@@ -325,20 +408,24 @@ def run_seed(make: Callable[[], Task], seed: int, folder: Path) -> None:
     def frozen() -> nn.Module:
         return copy.deepcopy(teacher_network)
 
+    def distilled(network: nn.Module) -> Method:
+        """ACT-Net's own distillation term without the co-teacher."""
+        return KD(network, frozen(), temperature=20.0, kd_weight=task.kd_weight, distillation_loss=softened_mse)
+
     def sequential() -> tuple[Method, dict[str, float]]:
         first = MeanTeacher(student())
         train(task, first, seed, task.steps // 2)
-        second = KD(first.student, frozen(), temperature=20.0, distillation_loss=softened_mse)
+        second = distilled(first.student)
         return second, train(task, second, seed + 500, task.steps - task.steps // 2)
 
     methods: dict[str, Callable[[], Method]] = {
         "supervised": lambda: Supervised(student()),
-        "act_net": lambda: ACTNet(student(), frozen()),
-        "kd": lambda: KD(student(), frozen(), temperature=20.0, distillation_loss=softened_mse),
+        "act_net": lambda: ACTNet(student(), frozen(), kd_weight=task.kd_weight),
+        "kd": lambda: distilled(student()),
         "mean_teacher": lambda: MeanTeacher(student()),
     }
     for arm in (*methods, "sequential"):
-        if arm in done["arms"]:
+        if arm in done["arms"] or arm not in arms:
             continue
         if arm == "sequential":
             method, facts = sequential()
@@ -357,11 +444,11 @@ def _keep(path: Path, done: dict[str, Any]) -> None:
 def summarize(task: Task, folder: Path) -> dict[str, Any]:
     """Intervals of every arm and of the paired differences, over seeds and patients."""
     seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
-    seeds = [seed for seed in seeds if set(ARMS) <= set(seed["arms"])]
+    arms_done = [arm for arm in ARMS if all(arm in seed["arms"] for seed in seeds)]
     if not seeds:
         raise SystemExit(f"{folder}: no finished seed")
     table: dict[str, dict[str, list[Any]]] = {}
-    for arm in ARMS:
+    for arm in arms_done:
         columns: dict[str, list[Any]] = defaultdict(list)
         for seed in seeds:
             by_case: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -381,7 +468,9 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
     for arm, columns in table.items():
         labels = {"patients": columns["patient"], "seeds": columns["seed"]}
         arms[arm] = {
-            "parameters": sum(p.numel() for p in task.network(task.teacher if arm == "teacher" else task.student).parameters()),
+            "parameters": sum(
+                p.numel() for p in (task.teacher if arm == "teacher" else task.student)().parameters()
+            ),
             "dice": _interval(bootstrap_ci(columns["dice"], **labels)),
             "hd95": _interval(bootstrap_ci(columns["hd95"], **labels)),
             "missed": int(sum(columns["missed"])),
@@ -393,21 +482,24 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
     pairs = {}
     for a, b in (("act_net", "supervised"), ("act_net", "kd"), ("act_net", "mean_teacher"), ("act_net", "sequential"),
                  ("kd", "supervised"), ("mean_teacher", "supervised"), ("teacher", "act_net"), ("teacher", "supervised")):  # fmt: skip
+        if a not in table or b not in table:
+            continue
         result = paired_test(table[a]["dice"], table[b]["dice"], patients=table[a]["patient"], seeds=table[a]["seed"])
         pairs[f"{a} - {b}"] = {
             "mean": round(result.mean_difference, 4), "low": round(result.low, 4), "high": round(result.high, 4),
             "wilcoxon_p": round(result.wilcoxon_p, 5), "permutation_p": round(result.permutation_p, 5),
             "n_patients": result.n_patients, "n_seeds": result.n_seeds,
         }  # fmt: skip
-    ratio = arms["teacher"]["parameters"] / arms["act_net"]["parameters"]
+    ratio = arms["teacher"]["parameters"] / next(v for k, v in arms.items() if k != "teacher")["parameters"]
+    gap = pairs.get("teacher - act_net")
     return {
-        "task": task.name, "title": task.title, "command": f"python benchmarks/act_net.py --task {task.name}",
+        "task": task.name, "title": task.title, "command": "python benchmarks/act_net.py " + ("--demo" if task.name == "demo" else f"--task {task.name}"),
         "facts": task.facts, "unit": "mm" if task.test[0].spacing_mm else "px", "steps": seeds[0]["steps"],
         "batch": f"{task.batch_size} labeled + {task.batch_size} unlabeled", "seeds": [seed["seed"] for seed in seeds],
         "optimizer": f"AdamW, learning rate {task.student_rate} (teacher {task.teacher_rate}), poly decay",
-        "teacher": f"U-Net {list(task.teacher)}", "student": f"U-Net {list(task.student)}", "ratio": round(ratio, 1),
+        "teacher": task.teacher_name, "student": task.student_name, "kd_weight": task.kd_weight, "ratio": round(ratio, 1),
         "arms": arms, "paired_dice": pairs,
-        "lossless": pairs["teacher - act_net"]["high"] <= LOSSLESS_DICE,
+        "lossless": None if gap is None else gap["high"] <= LOSSLESS_DICE,
         "lossless_rule": f"upper 95 % bound of teacher - student <= {LOSSLESS_DICE} Dice",
     }  # fmt: skip
 
@@ -426,13 +518,15 @@ class Maker:
     name: str
     data: Path
     steps: int
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self) -> Task:
-        return TASKS[self.name](self.data, self.steps)
+        """The task."""
+        return TASKS[self.name](self.data, self.steps, **dict(self.options))
 
 
-TASKS: dict[str, Callable[[Path, int], Task]] = {"acdc": acdc, "hippocampus": hippocampus}
-STEPS = {"acdc": 600, "hippocampus": 300}
+TASKS: dict[str, Callable[..., Task]] = {"acdc": acdc, "hippocampus": hippocampus, "demo": demo}
+STEPS = {"acdc": 600, "hippocampus": 300, "demo": 400}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -443,17 +537,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--workers", type=int, default=2, help="seeds trained at once, one thread each")
+    parser.add_argument("--demo", action="store_true", help="the embedded demo cohort")
+    parser.add_argument("--cohort", type=int, default=0, help="seed of the demo cohort")
+    parser.add_argument("--kd-weight", type=float, default=1.0, help="weight of the KD term, for the demo")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train")
     parser.add_argument("--report", action="store_true", help="only summarise what is there")
     options = parser.parse_args(arguments)
-    make = Maker(options.task, options.data, options.steps or STEPS[options.task])
-    folder = RESULTS / f"act_net_{options.task}"
+    name = "demo" if options.demo else options.task
+    extra = {"cohort": options.cohort, "kd_weight": options.kd_weight} if options.demo else {}
+    defaults = {"cohort": 0, "kd_weight": 1.0}
+    marks = "".join(f"_{key.replace('_', '-')}-{value}" for key, value in extra.items() if value != defaults[key])
+    make = Maker(name, options.data, options.steps or STEPS[name], tuple(extra.items()))
+    folder = RESULTS / f"act_net_{name}{marks}"
     folder.mkdir(parents=True, exist_ok=True)
     if not options.report:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            for future in [pool.submit(run_seed, make, seed, folder) for seed in range(options.seeds)]:
+            for future in [pool.submit(run_seed, make, seed, folder, options.arms) for seed in range(options.seeds)]:
                 future.result()
     summary = summarize(make(), folder)
-    with atomic_write(RESULTS / f"act_net_{options.task}.json") as file:
+    with atomic_write(RESULTS / f"{folder.name}.json") as file:
         json.dump(summary, file, indent=1)
     print(json.dumps(summary["arms"], indent=1))
     print(json.dumps(summary["paired_dice"], indent=1))

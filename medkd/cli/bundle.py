@@ -21,11 +21,11 @@ app = typer.Typer(
 
 
 @app.command("list", cls=CalmCommand)
-def list_bundles(json_output: Json = False) -> None:
+def list_bundles(json_output: Json = False, verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """List the bundles medkd ships."""
     from medkd.cli import output
 
-    output.start_logging(quiet=True)
+    output.start_logging(verbose, quiet)
     from medkd.workflows.bundles import list_bundles as find
 
     bundles = find()
@@ -44,11 +44,13 @@ def copy_bundle(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="As `bundle list` shows it.")],
     out: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="The folder to write.")],
     json_output: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Copy a shipped bundle, to edit or train it."""
     from medkd.cli import output
 
-    output.start_logging(quiet=True)
+    output.start_logging(verbose, quiet)
     from medkd.workflows.bundles import copy_bundle as copy
 
     path = copy(name, out)

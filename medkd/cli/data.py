@@ -43,11 +43,11 @@ class SplitChoice(StrEnum):
 
 
 @app.command("list", cls=CalmCommand)
-def list_cards(json_output: Json = False) -> None:
+def list_cards(json_output: Json = False, verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """List the public datasets medkd knows."""
     from medkd.cli import output
 
-    output.start_logging(quiet=True)
+    output.start_logging(verbose, quiet)
     from medkd.data.cards import list_cards as find
 
     cards = find()
@@ -68,11 +68,11 @@ def _short(text: str, limit: int = 48) -> str:
 
 
 @app.command("show", cls=CalmCommand)
-def show_card(name: Name, json_output: Json = False) -> None:
+def show_card(name: Name, json_output: Json = False, verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """Show what a dataset holds and how to get it."""
     from medkd.cli import output
 
-    output.start_logging(quiet=True)
+    output.start_logging(verbose, quiet)
     from medkd.data.cards import load_card
 
     card = load_card(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from medkd.cli.options import Json
+from medkd.cli.options import Json, Quiet, Verbose
 
 
-def doctor(json_output: Json = False) -> None:
+def doctor(json_output: Json = False, verbose: Verbose = 0, quiet: Quiet = False) -> None:
     """Show what is installed and what is missing."""
     from medkd.cli import output
 
-    output.start_logging(quiet=True)
+    output.start_logging(verbose, quiet)
     from rich.text import Text
 
     from medkd.workflows.doctor import examine

@@ -27,7 +27,7 @@ def start_logging(verbose: int = 0, quiet: bool = False) -> None:
     own = logging.ERROR if quiet else logging.INFO if verbose == 0 else logging.DEBUG
     others = [logging.ERROR, logging.WARNING, logging.DEBUG][min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s" if verbose == 0 else "%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_VisibleFormatter("%(message)s" if verbose == 0 else "%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for former in [former for former in root.handlers if getattr(former, "is_medkd", False)]:
         root.removeHandler(former)
@@ -37,6 +37,13 @@ def start_logging(verbose: int = 0, quiet: bool = False) -> None:
     logging.getLogger("medkd").setLevel(own)
     if verbose == 0:
         warnings.simplefilter("ignore")
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Messages may quote files, and files may hold terminal codes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def print_json(content: Any) -> None:

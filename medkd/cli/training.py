@@ -58,11 +58,13 @@ def _quickstart_cell(column: str, value: Any) -> Any:
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="One method.")] = None,
     json_output: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """List the methods: paper, task, streams."""
     from medkd.cli import output
 
-    output.start_logging()
+    output.start_logging(verbose, quiet)
     from medkd.workflows.methods import find_method, list_methods
 
     cards = list_methods() if name is None else find_method(name)

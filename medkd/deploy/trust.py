@@ -8,6 +8,7 @@ for having read them.
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import inspect
 import json
@@ -31,6 +32,7 @@ from medkd.errors import ConfigError
 
 _MAX_CONFIG_BYTES = 8 * 2**20
 _CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+_CONSOLES = ("(sys.stdout,)", "(sys.stderr,)")
 _CODE_FILES = {
     ".py": "Python",
     ".pyc": "compiled Python",
@@ -119,7 +121,7 @@ def list_code(bundle: str | Path) -> list[Code]:
         if file.is_symlink():
             codes.append(Code(name, "file", f"link to {os.readlink(file)}", "a link can point outside the bundle"))
         elif name == "configs/logging.conf":
-            codes.append(Code(name, "file", "logging settings", "MONAI would apply it; medkd ignores it"))
+            codes.append(Code(name, "file", "logging settings", _logging_problem(file)))
         elif file.suffix.lower() in _CODE_FILES:
             codes.append(Code(name, "file", _CODE_FILES[file.suffix.lower()], "a program, which no list can vouch for"))
         elif file.suffix.lower() in _CONFIG_SUFFIXES and file.parent == root / "configs":
@@ -182,6 +184,22 @@ def require_trust(
             f"review it with `medkd bundle check {bundle}`, then pass --trust with the hash it prints",
         )
     return False
+
+
+def _logging_problem(file: Path) -> str | None:
+    """Why MONAI's commands should not apply these logging settings; None if they only print to the console."""
+    settings = configparser.RawConfigParser()
+    try:
+        settings.read_string(file.read_text(encoding="utf-8"))
+    except (configparser.Error, ValueError) as error:
+        return f"MONAI would apply it, and it cannot be read ({type(error).__name__})"
+    for title in settings.sections():
+        section = settings[title]
+        handler = title.startswith("handler_")
+        prints = section.get("class") == "StreamHandler" and section.get("args") in _CONSOLES and "kwargs" not in section
+        if (handler and not prints) or (not handler and not {"class", "args", "kwargs"}.isdisjoint(section)):
+            return f"MONAI would apply it, and [{title}] does more than print to the console"
+    return None
 
 
 def _check_config_file(file: Path) -> None:

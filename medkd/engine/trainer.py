@@ -209,6 +209,11 @@ class MethodTrainer(Trainer):
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
+    def _handle_exception(self, e: BaseException) -> None:
+        """Let handlers see an error, and raise it: ignite drops one that any handler listens to."""
+        super()._handle_exception(e)
+        raise e
+
     def average_buffers(self) -> None:
         """Make floating-point buffers (BatchNorm statistics) the mean over all processes."""
         if world_size() > 1:

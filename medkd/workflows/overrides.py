@@ -43,7 +43,7 @@ def nearest_key(config: Mapping[str, Any], key: str) -> str | None:
     """The id in ``config`` most like ``key``, by whole id or by last part."""
     known = list(_ids(config))
     leaves: dict[str, str] = {}
-    for name in known:
+    for name in sorted(known, key=lambda name: not name.startswith(f"train{SEPARATOR}")):  # the main stage first
         leaves.setdefault(name.rsplit(SEPARATOR, 1)[-1], name)
     wanted = key.lstrip("-").replace("-", "_").replace("#", SEPARATOR)
     leaf = wanted.rsplit(SEPARATOR, 1)[-1]

@@ -23,6 +23,7 @@ from medkd.errors import ConfigError, InputError
 
 FORMAT_VERSION = 1
 CONFIG, DATALIST, ENVIRONMENT, LOG = "config.json", "datalist.json", "environment.json", "log.txt"
+OWN_OR_NEW = "resume with the run's own, or start anew"
 _KEPT = frozenset({".lock", "data"})  # data: a run may hold its own, as the quickstart's does
 # What may differ between a run and its resumption without changing its result.
 _FREE_KEYS = frozenset({"resume", "run_dir", "output_weights", "num_workers", "bundle_root"})
@@ -93,7 +94,7 @@ def require_same_run(run_dir: Path, config: Mapping[str, Any], datalist: Datalis
     differences = list(_differences(_identity(before), _identity(config)))
     if differences:
         shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
-        raise ConfigError(run_dir, f"the configuration changed: {shown}", "resume with the run's own, or start anew")
+        raise ConfigError(run_dir, f"the configuration changed: {shown}", OWN_OR_NEW)
     if datalist is not None and (run_dir / DATALIST).is_file():
         try:
             old = read_datalist(run_dir / DATALIST, datalist.dataset_dir, check_files=False)

@@ -267,6 +267,46 @@ def test_unknown_option_of_train_reaches_the_configuration_as_a_key(monkeypatch,
     assert seen == {"--epoch": 5, "--lr": 0.1}
 
 
+def test_quickstart_prints_its_table_and_what_to_do_next(monkeypatch, tmp_path, capsys):
+    import types
+
+    rows = [{"arm": "teacher", "parameters": 1_900_000, "Dice": 0.84, "HD95 mm": 3.1, "ms per volume": 950}]
+    result = {"rows": rows, "ratio": 250, "seconds": 200, "report": "r.html", "bundle": "b", "next": ["open r.html"]}
+    module = types.ModuleType("medkd.workflows.quickstart")
+    module.quickstart = lambda out, device, seed: result
+    monkeypatch.setitem(sys.modules, "medkd.workflows.quickstart", module)
+    assert main(["quickstart", "--out", str(tmp_path / "q")]) == 0
+    page = capsys.readouterr().out
+    for text in ("teacher", "1.9 M", "250× smaller", "r.html", "open r.html"):
+        assert text in page
+    assert main(["quickstart", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+def test_dataset_that_may_not_be_downloaded_is_refused_with_what_to_do(tmp_path, capsys):
+    assert main(["data", "fetch", "acdc", "--root", str(tmp_path)]) == 2
+    assert "is not for medkd to download" in only_error(capsys)
+
+
+def test_prepare_names_what_is_missing_and_writes_nothing(tmp_path, capsys):
+    words = ["data", "prepare", "acdc", "--root", str(tmp_path / "gone"), "--out", str(tmp_path / "d.json")]
+    assert main(words) == 2
+    only_error(capsys)
+    assert not (tmp_path / "d.json").exists()
+
+
+def test_prepare_real_hippocampus(real_data, tmp_path, capsys):
+    root = real_data / "msd_hippocampus"
+    words = ["data", "prepare", "msd_hippocampus", "--root", str(root), "--labeled", "10", "--json"]
+    assert main([*words, "--out", str(tmp_path / "d.json")]) in (0, 2)
+
+
+def test_report_of_a_run_folder_is_rebuilt(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("iteration,epoch,split,name,value\n1,1,train,loss,0.5\n")
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
 def raising(error):
     def behave(*args, **kwargs):
         raise error

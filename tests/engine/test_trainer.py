@@ -127,6 +127,15 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_cases():
     assert all(torch.isfinite(p).all() for p in built.parameters())
 
 
+def test_a_handler_that_listens_to_errors_does_not_swallow_them():
+    from medkd.engine import Progress
+
+    loader = toy.streams(Supervised, noise=False)
+    loader.streams["labeled"].dataset.data[3]["image"][0, 0, 0] = float("nan")
+    with pytest.raises(TrainingError):
+        toy.trainer(toy.method(Supervised), loader, handlers=[Progress()]).run()
+
+
 def test_an_exploding_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     built = toy.method(Supervised)
     trainer = toy.trainer(built, toy.streams(Supervised), folder=tmp_path, epochs=30)

@@ -1,0 +1,32 @@
+"""A cohort of tiny volumes, copies of the shipped bundles, and one short training of each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bundle_copies import NAMES, Copy, copy_of, write_cohort
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Two labeled and two unlabeled patients, one for validation and one for the test; a folder with a datalist."""
+    return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(params=NAMES)
+def copy(request, tmp_path, cohort) -> Copy:
+    """A fresh copy of each shipped bundle in turn."""
+    return copy_of(request.param, tmp_path, cohort)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def trained(request, tmp_path_factory, cohort) -> Copy:
+    """A copy of each shipped bundle in turn, trained for two iterations by MONAI's `run`; no test may change it."""
+    made = copy_of(request.param, tmp_path_factory.mktemp("trained"), cohort)
+    made.run("train")
+    return made

@@ -1,0 +1,137 @@
+"""MONAI's own commands on copies of the shipped bundles, in this process."""
+
+from __future__ import annotations
+
+import csv
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from bundle_copies import Copy
+from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+
+from medkd.deploy.bundle import load_bundle
+from medkd.deploy.predict import predict_volume
+from medkd.engine.checkpoint import load_newest
+from medkd.workflows.bundles import check_bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(
+    ("workflow", "configs"),
+    [("train", ("train",)), ("train", ("train", "supervised")), ("infer", ("inference",))],
+)
+def test_workflow_has_the_properties_monai_asks_for(copy: Copy, workflow, configs):
+    built = ConfigWorkflow(
+        config_file=copy.configs(*configs), workflow_type=workflow, logging_file=False, **copy.overrides(*configs)
+    )
+    built.initialize()
+    assert built.check_properties() == []
+    assert str(built.bundle_root) == str(copy.root)
+
+
+def test_verify_metadata_takes_the_schema_in_the_bundle(copy: Copy, monkeypatch):
+    monkeypatch.setattr("monai.apps.utils._download_with_progress", None)
+    verify_metadata(
+        meta_file=str(copy.root / "configs" / "metadata.json"), filepath=str(copy.root / "eval" / "schema.json")
+    )
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_verify_net_in_out(copy: Copy, n):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(copy.root / "configs" / "metadata.json"),
+        config_file=copy.configs("inference"),
+        device="cpu",
+        n=n,
+    )
+
+
+def test_training_writes_the_weights_of_the_trained_student(trained: Copy):
+    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
+    path, state = load_newest(trained.root / "run" / "checkpoints")
+    assert path.name.startswith("step-00000002-")
+    assert all(torch.equal(state["method"][f"student.{name}"], tensor) for name, tensor in weights.items())
+    teacher = load_newest(trained.root / "run" / "teacher" / "checkpoints")[1]["method"]
+    frozen = {name: tensor for name, tensor in state["method"].items() if name.startswith("teacher.")}
+    assert all(torch.equal(teacher[name.replace("teacher.", "student.", 1)], tensor) for name, tensor in frozen.items())
+    with (trained.root / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert "val_mean_dice" in {row["name"] for row in rows if row["split"] == "validation"}
+
+
+def test_training_again_is_refused_and_resuming_a_finished_run_keeps_its_weights(trained: Copy):
+    before = (trained.root / "models" / "model.pt").read_bytes()
+    with pytest.raises(Exception, match="checkpoints of an earlier run") as caught:
+        trained.run("train")
+    assert caught.type.__module__.startswith(("medkd", "builtins"))
+    trained.run("train", resume=True)
+    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
+    (trained.root / "models" / "model.pt").write_bytes(before)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_bundle(trained.root).network.state_dict().items())
+
+
+def test_supervised_overlay_trains_without_a_teacher(copy: Copy):
+    copy.run("train", "supervised")
+    assert (copy.root / "models" / "model.pt").is_file()
+    assert not (copy.root / "run" / "teacher").exists()
+
+
+def test_evaluate_overlay_scores_the_test_cases(trained: Copy):
+    trained.run("train", "evaluate")
+    with (trained.root / "eval" / "val_mean_dice_raw.csv").open(newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    assert len(rows) == 2  # a heading and the one test case
+    assert 0 <= float(rows[1][-1]) <= 1
+
+
+def test_inference_writes_the_segmentation_medkd_predicts(trained: Copy, tmp_path):
+    trained.run("inference", datalist=[str(trained.test_image)], output_dir=str(tmp_path))
+    (written,) = tmp_path.rglob("*.nii.gz")
+    assert written.name == "test_0_seg.nii.gz"
+    image, segmentation = nib.load(trained.test_image), nib.load(written)
+    np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-4)
+    bundle = load_bundle(trained.root)
+    found = np.asarray(segmentation.dataobj)
+    assert found.dtype == np.uint8
+    assert found.shape == image.shape
+    assert np.mean(found == predict_volume(bundle, trained.test_image)) > 0.999
+
+
+def test_ckpt_export_scripts_the_network(trained: Copy, tmp_path):
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(trained.root / "models" / "model.pt"),
+        meta_file=str(trained.root / "configs" / "metadata.json"),
+        config_file=trained.configs("inference"),
+    )
+    window = torch.rand(2, 1, 48, 32)
+    scripted = torch.jit.load(str(tmp_path / "model.ts")).eval()
+    torch.testing.assert_close(scripted(window), load_bundle(trained.root).network(window), atol=1e-5, rtol=1e-4)
+
+
+def test_onnx_export(trained: Copy, tmp_path):
+    onnx_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.onnx"),
+        ckpt_file=str(trained.root / "models" / "model.pt"),
+        meta_file=str(trained.root / "configs" / "metadata.json"),
+        config_file=trained.configs("inference"),
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    window = torch.rand(*[size if isinstance(size, int) else 1 for size in given.shape])
+    (found,) = session.run(None, {given.name: window.numpy()})
+    expected = load_bundle(trained.root).network(window)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_bundle_check_finds_nothing(trained: Copy):
+    report = check_bundle(trained.root)
+    assert report.findings == []
+    assert [code for code in report.code if code.problem] == []

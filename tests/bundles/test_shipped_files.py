@@ -1,0 +1,156 @@
+"""What lies in the shipped bundles: complete, consistent, trusted, and derived where it is said to be."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+from bundle_copies import BUNDLES, NAMES
+from monai.bundle import ConfigParser
+
+from medkd.data.cards import load_card
+from medkd.data.demo import LABELS
+from medkd.deploy.bundle import load_bundle
+from medkd.deploy.inference_config import inference_config
+from medkd.deploy.metadata import SCHEMA, channel_names, check_metadata, license_text
+from medkd.deploy.trust import inspect_config, list_code, read_config, require_trust
+from medkd.errors import ConfigError
+from medkd.workflows.bundles import copy_bundle, list_bundles
+
+OVERLAYS = ["evaluate", "multi_gpu_train", "supervised"]
+PARAMETERS = {
+    "act_net_brain_segmentation": {"network_def": 10_486, "teacher_def": 2_639_596},
+    "act_net_cardiac_segmentation": {"network_def": 482_388, "teacher_def": 124_371_268},
+}
+SECTIONS = [
+    "Overview",
+    "Data",
+    "Training configuration",
+    "Memory",
+    "Input",
+    "Output",
+    "Performance",
+    "MONAI Bundle Commands",
+    "Limitations",
+    "Citation",
+    "License",
+]
+
+
+def read(bundle: str, file: str) -> Any:
+    return json.loads((BUNDLES / bundle / file).read_text(encoding="utf-8"))
+
+
+def test_every_shipped_bundle_is_tested():
+    assert sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir()) == NAMES
+    assert [bundle.name for bundle in list_bundles()] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_those_the_model_zoo_asks_for_without_weights(name):
+    files = {file.relative_to(BUNDLES / name).as_posix() for file in (BUNDLES / name).rglob("*") if file.is_file()}
+    configs = {f"configs/{config}.json" for config in ("metadata", "train", "inference", *OVERLAYS)}
+    assert files == configs | {"configs/logging.conf", "docs/README.md", "eval/schema.json", "LICENSE"}
+    assert (BUNDLES / name / "LICENSE").read_text(encoding="utf-8") == license_text()
+    assert read(name, "eval/schema.json") == SCHEMA
+    with pytest.raises(ConfigError, match=r"no models/model\.pt"):
+        load_bundle(BUNDLES / name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_is_printed_as_the_model_zoo_prints_it(name):
+    for file in (BUNDLES / name).rglob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", file
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_is_derived_from_training(name):
+    labels = {str(value): title for value, title in channel_names(read(name, "configs/metadata.json")).items()}
+    derived = inference_config({**read(name, "configs/train.json"), "labels": labels})
+    assert read(name, "configs/inference.json") == derived, (
+        "train.json changed: write configs/inference.json anew, as docs/README.md of the bundle says"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_describes_the_network(name):
+    metadata = read(name, "configs/metadata.json")
+    check_metadata(metadata, name)
+    assert metadata["version"] in metadata["changelog"]
+    assert "not a medical device" in metadata["intended_use"].lower()
+    for key in ("name", "task", "authors", "copyright", "data_source", "label_classes"):
+        assert metadata[key]
+    network_data = metadata["network_data_format"]
+    network = read(name, "configs/inference.json")["network_def"]
+    assert network_data["inputs"]["image"]["num_channels"] == network["in_channels"]
+    assert network_data["outputs"]["pred"]["num_channels"] == len(channel_names(metadata))
+
+
+def test_labels_are_those_of_the_data():
+    brain, cardiac = (channel_names(read(name, "configs/metadata.json")) for name in NAMES)
+    assert brain == dict(LABELS)
+    assert cardiac == {int(value): title for value, title in load_card("acdc").labels.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("network", ["network_def", "teacher_def"])
+def test_networks_have_the_size_the_documents_state(name, network):
+    recipe = read(name, "configs/train.json")
+    labels = channel_names(read(name, "configs/metadata.json"))
+    with torch.device("meta"):
+        built = ConfigParser({"network": recipe[network], "labels": labels}).get_parsed_content("network")
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    assert parameters == PARAMETERS[name][network]
+    assert f"{parameters:,}" in (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("overlays", [["train"], ["inference"], *[["train", overlay] for overlay in OVERLAYS]])
+def test_configurations_need_no_trust(name, overlays):
+    config = read_config(*[BUNDLES / name / "configs" / f"{overlay}.json" for overlay in overlays])
+    assert [code for code in inspect_config(config, "+".join(overlays)) if code.problem] == []
+    require_trust(BUNDLES / name, config, source=name, trust=None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_the_folder_is_beyond_the_allow_list(name):
+    assert [code for code in list_code(BUNDLES / name) if code.problem] == []
+
+
+def _ids(value: Any, prefix: str = "") -> set[str]:
+    """The ids of a configuration, without what a bundle is free to choose."""
+    chosen = ("network_def", "teacher_def", "augmentation", "preprocessing", "optimizer", "labels")
+    if not isinstance(value, dict):
+        return {prefix}
+    return {prefix}.union(
+        *[_ids(part, f"{prefix}::{key}") if key not in chosen else {f"{prefix}::{key}"} for key, part in value.items()]
+    )
+
+
+def test_bundles_have_the_same_ids():
+    for file in ("train", "inference", *OVERLAYS):
+        first, second = (_ids(read(name, f"configs/{file}.json")) for name in NAMES)
+        assert first == second, file
+    for overlay in OVERLAYS:
+        assert read(NAMES[0], f"configs/{overlay}.json") == read(NAMES[1], f"configs/{overlay}.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readme_has_the_sections_and_names_files_that_exist(name):
+    text = (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    assert [section for section in SECTIONS if not any(section in heading for heading in headings)] == []
+    for file in set(re.findall(r"\b(?:configs|eval)/[\w.]+(?:json|conf)", text)):
+        assert (BUNDLES / name / file).is_file(), file
+
+
+def test_copied_bundle_is_the_shipped_one(tmp_path):
+    made = copy_bundle(NAMES[0], tmp_path / "mine")
+    source = BUNDLES / NAMES[0]
+    files = sorted(file.relative_to(source) for file in source.rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(made) for file in made.rglob("*") if file.is_file())
+    assert all((source / file).read_bytes() == (made / file).read_bytes() for file in files)
