@@ -59,6 +59,16 @@ from medkd.nets.unet import unet
 
 RESULTS = Path(__file__).parent / "results"
 LOSSLESS_DICE = 0.02
+PAIRS = (
+    ("act_net", "supervised"),
+    ("act_net", "kd"),
+    ("act_net", "mean_teacher"),
+    ("act_net", "sequential"),
+    ("kd", "supervised"),
+    ("mean_teacher", "supervised"),
+    ("teacher", "act_net"),
+    ("teacher", "supervised"),
+)
 ARMS = ("supervised", "mean_teacher", "kd", "act_net", "sequential", "teacher")
 
 
@@ -168,7 +178,8 @@ def acdc(data: Path, steps: int) -> Task:
         predict=predict,
         facts={
             "labeled_patients": len(labeled), "unlabeled_patients": len(train - labeled),
-            "test_patients": len(held_out), "input": "central 128 px of each slice at 64 × 64, z-scored per slice; scored on all 192 × 192 px",
+            "test_patients": len(held_out),
+            "input": "central 128 px of each slice at 64 × 64, z-scored per slice; scored on all 192 × 192 px",
         },
     )  # fmt: skip
 
@@ -444,7 +455,8 @@ def _keep(path: Path, done: dict[str, Any]) -> None:
 def summarize(task: Task, folder: Path) -> dict[str, Any]:
     """Intervals of every arm and of the paired differences, over seeds and patients."""
     seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
-    arms_done = [arm for arm in ARMS if all(arm in seed["arms"] for seed in seeds)]
+    arms_done = [arm for arm in ARMS if any(arm in seed["arms"] for seed in seeds)]
+    seeds = [seed for seed in seeds if set(arms_done) <= set(seed["arms"])]  # an interrupted seed does not count
     if not seeds:
         raise SystemExit(f"{folder}: no finished seed")
     table: dict[str, dict[str, list[Any]]] = {}
@@ -468,20 +480,17 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
     for arm, columns in table.items():
         labels = {"patients": columns["patient"], "seeds": columns["seed"]}
         arms[arm] = {
-            "parameters": sum(
-                p.numel() for p in (task.teacher if arm == "teacher" else task.student)().parameters()
-            ),
+            "parameters": sum(p.numel() for p in (task.teacher if arm == "teacher" else task.student)().parameters()),
             "dice": _interval(bootstrap_ci(columns["dice"], **labels)),
             "hd95": _interval(bootstrap_ci(columns["hd95"], **labels)),
             "missed": int(sum(columns["missed"])),
             "dice_per_seed": [
-                round(float(np.mean([d for d, s in zip(columns["dice"], columns["seed"], strict=True) if s == seed["seed"]])), 4)
+                round(float(np.mean(np.array(columns["dice"])[np.array(columns["seed"]) == seed["seed"]])), 4)
                 for seed in seeds
             ],
-        }  # fmt: skip
+        }
     pairs = {}
-    for a, b in (("act_net", "supervised"), ("act_net", "kd"), ("act_net", "mean_teacher"), ("act_net", "sequential"),
-                 ("kd", "supervised"), ("mean_teacher", "supervised"), ("teacher", "act_net"), ("teacher", "supervised")):  # fmt: skip
+    for a, b in PAIRS:
         if a not in table or b not in table:
             continue
         result = paired_test(table[a]["dice"], table[b]["dice"], patients=table[a]["patient"], seeds=table[a]["seed"])
@@ -493,11 +502,13 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
     ratio = arms["teacher"]["parameters"] / next(v for k, v in arms.items() if k != "teacher")["parameters"]
     gap = pairs.get("teacher - act_net")
     return {
-        "task": task.name, "title": task.title, "command": "python benchmarks/act_net.py " + ("--demo" if task.name == "demo" else f"--task {task.name}"),
+        "task": task.name, "title": task.title,
+        "command": "python benchmarks/act_net.py " + ("--demo" if task.name == "demo" else f"--task {task.name}"),
         "facts": task.facts, "unit": "mm" if task.test[0].spacing_mm else "px", "steps": seeds[0]["steps"],
         "batch": f"{task.batch_size} labeled + {task.batch_size} unlabeled", "seeds": [seed["seed"] for seed in seeds],
         "optimizer": f"AdamW, learning rate {task.student_rate} (teacher {task.teacher_rate}), poly decay",
-        "teacher": task.teacher_name, "student": task.student_name, "kd_weight": task.kd_weight, "ratio": round(ratio, 1),
+        "teacher": task.teacher_name, "student": task.student_name, "kd_weight": task.kd_weight,
+        "ratio": round(ratio, 1),
         "arms": arms, "paired_dice": pairs,
         "lossless": None if gap is None else gap["high"] <= LOSSLESS_DICE,
         "lossless_rule": f"upper 95 % bound of teacher - student <= {LOSSLESS_DICE} Dice",

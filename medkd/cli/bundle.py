@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medkd.cli.exits import visible
 from medkd.cli.help import CalmCommand, CalmGroup
 from medkd.cli.options import Json, Quiet, Trust, Verbose
-from medkd.cli.text import visible
 
 if TYPE_CHECKING:
     from medkd.deploy.trust import Code

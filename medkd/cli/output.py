@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medkd.cli.text import visible
+from medkd.cli.exits import visible
 
 _WIDTH_OF_A_PIPE = 240  # wide enough that nothing is cut where no terminal sets the width
 

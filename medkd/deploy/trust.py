@@ -196,7 +196,9 @@ def _logging_problem(file: Path) -> str | None:
     for title in settings.sections():
         section = settings[title]
         handler = title.startswith("handler_")
-        prints = section.get("class") == "StreamHandler" and section.get("args") in _CONSOLES and "kwargs" not in section
+        prints = (
+            section.get("class") == "StreamHandler" and section.get("args") in _CONSOLES and "kwargs" not in section
+        )
         if (handler and not prints) or (not handler and not {"class", "args", "kwargs"}.isdisjoint(section)):
             return f"MONAI would apply it, and [{title}] does more than print to the console"
     return None

@@ -4,9 +4,9 @@ import csv
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -62,10 +62,11 @@ def test_command_line_starts_without_the_heavy_libraries():
 def test_help_comes_within_half_a_second():
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "medkd", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 0.5  # of processor time, so that other work on the machine does not count
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -298,7 +299,8 @@ def test_prepare_names_what_is_missing_and_writes_nothing(tmp_path, capsys):
 def test_prepare_real_hippocampus(real_data, tmp_path, capsys):
     root = real_data / "msd_hippocampus"
     words = ["data", "prepare", "msd_hippocampus", "--root", str(root), "--labeled", "10", "--json"]
-    assert main([*words, "--out", str(tmp_path / "d.json")]) in (0, 2)
+    assert main([*words, "--out", str(tmp_path / "d.json"), "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["cases"]["training"] == 10
 
 
 def test_report_of_a_run_folder_is_rebuilt(tmp_path, capsys):

@@ -130,7 +130,6 @@ def test_any_text_is_either_allowed_or_refused(text):
         ("monai.transforms.Nothing", "does not exist"),
         ("monai.transforms.nothing.Nothing", "does not exist"),
         ("monai.transforms.Compose.inverse", "reaches into an object"),
-        ("monai.transforms.utils.measure", "is a module|leads to|does not exist"),
         ("monai.networks.layers.Act", "neither a class"),
         ("monai.transforms.io.array.nib", "leads to the module|neither"),
         ("monai.transforms.io.array.optional_import", "outside the allowed modules"),
@@ -210,7 +209,8 @@ def test_path_inside_the_bundle_is_allowed(value):
 @pytest.mark.parametrize(
     "value",
     [
-        "/tmp", "~/x", "../x", "a/../../x", "C:\\x", "http://x", "@outside", "@above", "@home", "$'/tmp'", "$'/' + 'tmp'",
+        "/tmp", "~/x", "../x", "a/../../x", "C:\\x", "http://x", "@outside", "@above", "@home", "$'/tmp'",
+        "$'/' + 'tmp'",
         "$@bundle_root + '/../x'", "$os.path.join(@bundle_root, '/tmp')", "$os.path.dirname(@bundle_root)",
         "$@bundle_root / '/tmp'", "$@inside if @number else '/tmp'", "$chr(47) + 'tmp'", "$@outside + '/a'", ["/tmp"],
         "$a b", "$f'/{@number}'",
