@@ -34,7 +34,7 @@ TORCH_INDEX ?=
 WORKERS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check check-lint check-format check-types check-spelling clean
 
 quickstart: $(VENV)/medkd-installed
 	$(VENV)/bin/medkd quickstart --out $(OUT)
@@ -43,10 +43,16 @@ quickstart: $(VENV)/medkd-installed
 test: $(VENV)/medkd-dev-installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)
 
-check: $(VENV)/medkd-dev-installed
+# Apart, so that `make -k check` goes on to the others when one finds something.
+check: check-lint check-format check-types check-spelling
+check-lint check-format check-types check-spelling: $(VENV)/medkd-dev-installed
+check-lint:
 	$(VENV)/bin/ruff check .
+check-format:
 	$(VENV)/bin/ruff format --check .
+check-types:
 	$(VENV)/bin/mypy
+check-spelling:
 	$(VENV)/bin/codespell
 
 clean:

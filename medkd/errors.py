@@ -44,7 +44,7 @@ class TrainingError(MedkdError):
     exit_code = 4
 
 
-class TrainingPaused(MedkdError):
+class TrainingPaused(MedkdError):  # noqa: N818 - a pause is not an error
     """Training was asked to stop (SIGTERM, SIGUSR1), wrote a checkpoint, and continues with ``--resume``."""
 
     exit_code = 75

@@ -207,7 +207,7 @@ def _run_processes(run_dir: Path, count: int, *, resume: bool) -> None:
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        command = [sys.executable, "-m", "medkd.workflows.train", str(run_dir), "resume" if resume else "start"]
+        command = [sys.executable, "-m", "medkd.cli.worker", str(run_dir), "resume" if resume else "start"]
         processes.append(subprocess.Popen(command, env=environment))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -299,24 +299,12 @@ Labels:
 """
 
 
-def main() -> None:
-    """One of several training processes: run the configuration of a prepared run folder."""
-    from medkd.__main__ import report_error  # the one place that turns errors into exit codes
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    run_dir, mode = Path(sys.argv[1]), sys.argv[2]
+def run_process(run_dir: Path, *, resume: bool) -> None:
+    """Be one of several training processes: run the configuration of a prepared run folder."""
     config = json.loads((run_dir / run_folder.CONFIG).read_text(encoding="utf-8"))
-    config["resume"] = mode == "resume"
+    config["resume"] = resume
     start_processes()
     try:
         _run(config)
-    except BaseException as error:
-        if is_main_process():
-            raise SystemExit(report_error(error)) from None
-        raise SystemExit(getattr(error, "exit_code", 3)) from None
     finally:
         stop_processes()
-
-
-if __name__ == "__main__":
-    main()

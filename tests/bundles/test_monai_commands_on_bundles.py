@@ -66,13 +66,11 @@ def test_training_writes_the_weights_of_the_trained_student(trained: Copy):
 
 def test_training_again_is_refused_and_resuming_a_finished_run_keeps_its_weights(trained: Copy):
     before = (trained.root / "models" / "model.pt").read_bytes()
-    with pytest.raises(Exception, match="checkpoints of an earlier run") as caught:
+    with pytest.raises(RuntimeError) as caught:
         trained.run("train")
-    assert caught.type.__module__.startswith(("medkd", "builtins"))
+    assert "checkpoints of an earlier run" in str(caught.value.__cause__)
     trained.run("train", resume=True)
-    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
-    (trained.root / "models" / "model.pt").write_bytes(before)
-    assert all(torch.equal(weights[name], tensor) for name, tensor in load_bundle(trained.root).network.state_dict().items())
+    assert (trained.root / "models" / "model.pt").read_bytes() == before
 
 
 def test_supervised_overlay_trains_without_a_teacher(copy: Copy):
@@ -84,9 +82,9 @@ def test_supervised_overlay_trains_without_a_teacher(copy: Copy):
 def test_evaluate_overlay_scores_the_test_cases(trained: Copy):
     trained.run("train", "evaluate")
     with (trained.root / "eval" / "val_mean_dice_raw.csv").open(newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    assert len(rows) == 2  # a heading and the one test case
-    assert 0 <= float(rows[1][-1]) <= 1
+        (row,) = csv.DictReader(file)
+    assert row["filename"] == str(trained.test_image)
+    assert 0 <= float(row["mean"]) <= 1
 
 
 def test_inference_writes_the_segmentation_medkd_predicts(trained: Copy, tmp_path):
