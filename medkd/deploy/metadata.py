@@ -200,9 +200,9 @@ def license_text() -> str:
     Raises:
         ConfigError: If the installation lacks it.
     """
-    beside_the_source = Path(__file__).resolve().parents[2] / "LICENSE"
-    if beside_the_source.is_file():
-        return beside_the_source.read_text(encoding="utf-8")
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "LICENSE").is_file():
+        return (checkout / "LICENSE").read_text(encoding="utf-8")
     for name in ("licenses/LICENSE", "LICENSE"):
         text = importlib.metadata.distribution("medkd").read_text(name)
         if text:

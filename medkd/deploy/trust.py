@@ -118,7 +118,7 @@ def list_code(bundle: str | Path) -> list[Code]:
     codes: list[Code] = []
     for file in _files(root):
         name = file.relative_to(root).as_posix()
-        if file.is_symlink():
+        if file.is_symlink() and not _links_to_neighbor(file):
             codes.append(Code(name, "file", f"link to {os.readlink(file)}", "a link can point outside the bundle"))
         elif name == "configs/logging.conf":
             codes.append(Code(name, "file", "logging settings", _logging_problem(file)))
@@ -141,8 +141,10 @@ def bundle_sha256(bundle: str | Path) -> str:
     total = hashlib.sha256()
     for file in _files(root):
         name = file.relative_to(root).as_posix()
-        if file.is_symlink():
-            raise ConfigError(file, "is a link, which a hash cannot cover", "replace it by the file it points to")
+        if file.is_symlink() and not _links_to_neighbor(file):
+            raise ConfigError(
+                file, "is a link out of its folder, which a hash cannot cover", "replace it by the file it points to"
+            )
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         total.update(f"{len(name)}:{name}:{digest}\n".encode())
@@ -184,6 +186,13 @@ def require_trust(
             f"review it with `medkd bundle check {bundle}`, then pass --trust with the hash it prints",
         )
     return False
+
+
+def _links_to_neighbor(link: Path) -> bool:
+    """Whether a link leads to a file beside it, which is listed and hashed itself; ``last.pt`` of a run does."""
+    name = os.readlink(link)
+    target = link.parent / name
+    return os.sep not in name and target.is_file() and not target.is_symlink()
 
 
 def _logging_problem(file: Path) -> str | None:

@@ -59,6 +59,7 @@ def test_command_line_starts_without_the_heavy_libraries():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # the default suite holds no timed test
 def test_help_comes_within_half_a_second():
     times = []
     for _ in range(3):
