@@ -11,6 +11,8 @@ import torch.distributed as dist
 def start_processes() -> None:
     """Join the process group that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); once is enough."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

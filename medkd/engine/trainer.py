@@ -35,7 +35,8 @@ class MethodTrainer(Trainer):
         optimizers: one optimizer per role of the method (a lone optimizer serves a method with one role).
         lr_schedulers: at most one schedule per role, stepped after every optimizer update.
         epoch_length: iterations per epoch; by default the loader's length.
-        amp: False for float32, or ``"bf16"`` or ``"fp16"`` (fp16 scales the loss, one scaler per role).
+        amp: False for float32, ``"bf16"``, ``"fp16"`` (scales the loss, one scaler per role), or ``"auto"``: bf16
+            where the hardware computes in it, float32 elsewhere.
         accumulate: micro-batches per optimizer update. A short window at the end of an epoch weighs its
             micro-batches by its own size.
         clip_norm: largest gradient norm of a role, or None.
@@ -73,8 +74,8 @@ class MethodTrainer(Trainer):
         decollate: bool = False,
         postprocessing: Any = None,
     ) -> None:
-        if amp and amp not in AMP_TYPES:
-            raise ConfigError("amp", f"{amp!r} is not a precision", "use false, 'bf16' or 'fp16'")
+        if amp and amp not in (*AMP_TYPES, "auto"):
+            raise ConfigError("amp", f"{amp!r} is not a precision", "use false, 'bf16', 'fp16' or 'auto'")
         if accumulate < 1:
             raise ConfigError("accumulate", f"{accumulate} is below 1", "use 1 or more micro-batches per update")
         self.method = method
@@ -93,6 +94,8 @@ class MethodTrainer(Trainer):
             decollate=decollate,
             postprocessing=postprocessing,
         )
+        if amp == "auto":
+            amp = "bf16" if computes_in_bf16(self.state.device) else False
         self.amp_type = AMP_TYPES[amp] if isinstance(amp, str) else None
         self.accumulate = accumulate
         self.clip_norm = clip_norm
@@ -226,6 +229,14 @@ class MethodTrainer(Trainer):
 def world_size() -> int:
     """Number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 arithmetic; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return device.type == "cpu" and any(check() for check in known if check is not None)
 
 
 def seed_everything(*key: int) -> int:

@@ -270,7 +270,7 @@ def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str
         description=f"A segmentation network trained with {method} by medkd.",
         labels=recipe["labels"],
         modality=str(datalist.modality or "unknown"),
-        spatial_shape=[f"{multiple}*n"] * int(network["spatial_dims"]),
+        spatial_shape=[f"{2 * multiple}*n"] * int(network["spatial_dims"]),
         in_channels=int(network["in_channels"]),
         **({} if recipe.get("fold") is None else {"fold": recipe["fold"]}),
     )
