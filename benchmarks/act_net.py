@@ -552,7 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cohort", type=int, default=0, help="seed of the demo cohort")
     parser.add_argument("--kd-weight", type=float, default=1.0, help="weight of the KD term, for the demo")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train")
-    parser.add_argument("--report", action="store_true", help="only summarise what is there")
+    parser.add_argument("--report", action="store_true", help="only summarize what is there")
     options = parser.parse_args(arguments)
     name = "demo" if options.demo else options.task
     extra = {"cohort": options.cohort, "kd_weight": options.kd_weight} if options.demo else {}

@@ -123,7 +123,7 @@ class Checkpoints:
             load_training_state(trainer, state, path)
             if trainer.state.best_iteration == trainer.state.iteration:
                 _replace_link(self.folder / "best.pt", path.name)  # a kill may have come before the link
-            logger.info("resumed from %s, iteration %d", path.name.split("-")[1], trainer.state.iteration)
+            logger.info("resumed at iteration %d", trainer.state.iteration)
 
 
 def training_state(trainer: MethodTrainer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Batch = Mapping[str, Mapping[str, Any]]
 class Method(nn.Module):
     """Base of every method: an ``nn.Module`` that holds all of the paper's networks as attributes.
 
-    Override :meth:`losses` when one optimizer minimises a sum of terms. Override :meth:`step` when the paper owns
+    Override :meth:`losses` when one optimizer minimizes a sum of terms. Override :meth:`step` when the paper owns
     several updates or does something after the update (an EMA, say).
 
     Attributes:

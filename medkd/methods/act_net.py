@@ -8,7 +8,7 @@ Differs: kd_weight, consistency_weight, ramps, EMA decay, noise and the teacher'
 could read; ours are those of mean teacher for segmentation.
 Differs: the KD term is multiplied by T² (``t_squared``); without it T = 20 makes the term's gradient vanish.
 Differs: the KD term sums over classes and averages over pixels and over labeled and unlabeled images.
-Differs: the networks of the shipped bundles are MONAI's DynUNet with instance normalisation.
+Differs: the networks are MONAI's: DynUNet in the cardiac bundle, UNet in the brain bundle, with instance normalization.
 Differs: the co-teacher's buffers are copied from the student at each update.
 """
 
@@ -43,7 +43,7 @@ class ACTNet(Method):
         start_frac: share of the run before which the co-teacher term is left out.
         decay: EMA decay of the co-teacher.
         noise_std: standard deviation of the input noise, drawn separately for student and co-teacher, in units of
-            the normalised image.
+            the normalized image.
         noise_limit: the noise is clamped to ± this.
         deploy_co_teacher: ship the co-teacher instead of the student; both are of the same size.
         segmentation_loss: (logits, label) → scalar.

@@ -33,7 +33,7 @@ class MeanTeacher(Method):
         ramp_up_frac: share of the run over which the weight ramps up.
         start_frac: share of the run before which the consistency term is left out.
         decay: EMA decay.
-        noise_std: standard deviation of the teacher's input noise, in units of the normalised image.
+        noise_std: standard deviation of the teacher's input noise, in units of the normalized image.
         noise_limit: the noise is clamped to ± this.
         deploy_teacher: ship the EMA teacher instead of the student.
         segmentation_loss: (logits, label) → scalar.
