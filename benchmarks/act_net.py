@@ -484,6 +484,7 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
             "dice": _interval(bootstrap_ci(columns["dice"], **labels)),
             "hd95": _interval(bootstrap_ci(columns["hd95"], **labels)),
             "missed": int(sum(columns["missed"])),
+            "last_training_loss": [round(seed["arms"][arm]["facts"]["segmentation_loss"], 3) for seed in seeds],
             "dice_per_seed": [
                 round(float(np.mean(np.array(columns["dice"])[np.array(columns["seed"]) == seed["seed"]])), 4)
                 for seed in seeds
