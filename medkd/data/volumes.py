@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ AnyPath = str | os.PathLike[Any]
 
 FRAME_MARK = "#frame="
 _EXACT_FLOAT = 1 << 53  # float64 holds every integer up to here
+_QFORM_DRIFT_MM = 0.01  # further apart than this, two readers would disagree
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +232,8 @@ def write_segmentation(
 ) -> None:
     """Write a label map that every reader places where the image lies, whole or not at all.
 
-    Stored as uint8, uint16 or int32, whichever is wide enough; sform and qform both code 1 (scanner), in mm.
+    Stored as uint8, uint16 or int32, whichever is wide enough; sform code 1 (scanner), in mm, and the same qform where
+    one can hold the affine: not shear, nor those small tilts of a flipped grid that its float32 quaternion would lose.
 
     Args:
         path: ``.nii`` or ``.nii.gz``; its folder must exist.
@@ -257,10 +260,18 @@ def write_segmentation(
     image = Nifti1Image(_narrow(path, array), matrix)
     image.header.set_xyzt_units("mm")
     image.set_sform(matrix, code=1)
-    image.set_qform(matrix, code=1 if is_rotation(matrix) else 0)  # a qform cannot hold shear
+    image.set_qform(matrix, code=1)
+    if not is_rotation(matrix) or _drift_mm(image.get_qform(), matrix, array.shape) > _QFORM_DRIFT_MM:
+        image.set_qform(matrix, code=0)  # readers then take the sform
     content = image.to_bytes()
     with atomic_write(path, "wb") as file:
         file.write(igzip.compress(content, 3, mtime=0) if path.name.lower().endswith(".gz") else content)
+
+
+def _drift_mm(affine: Affine, reference: Affine, shape: tuple[int, ...]) -> float:
+    """How far apart two affines put the worst corner of a grid."""
+    corners = np.array(list(product(*((0, size) for size in shape), (1,)))).T
+    return float(np.linalg.norm((affine - reference) @ corners, axis=0).max())
 
 
 def _narrow(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
