@@ -4,7 +4,7 @@
     python benchmarks/act_net.py --task hippocampus --data DIR  real brain MRI, 10 labeled cases of 150, 3-D
     python benchmarks/act_net.py --demo                         the embedded demo cohort, 2-D
     python benchmarks/act_net.py --task acdc --report           only summarize the seeds already computed
-    python benchmarks/act_net.py --demo --cohort 9001 --kd-weight 0.1   another cohort or weight, kept apart
+    python benchmarks/act_net.py --task acdc --kd-weight 1.0    another weight (or --demo --cohort 9001), kept apart
 
 Arms, all with the same student, initial weights, order of labeled images, steps and optimizer:
 supervised; mean_teacher; kd (the teacher's term alone); act_net (both terms); sequential (mean teacher for the first
@@ -59,6 +59,7 @@ from medkd.nets.unet import unet
 
 RESULTS = Path(__file__).parent / "results"
 LOSSLESS_DICE = 0.02
+KD_WEIGHT = 0.1  # ACTNet's default
 PAIRS = (
     ("act_net", "supervised"),
     ("act_net", "kd"),
@@ -105,7 +106,6 @@ class Task:
     steps: int
     predict: Callable[[nn.Module, torch.Tensor], np.ndarray]
     facts: dict[str, Any]
-    kd_weight: float = 1.0
 
 
 def normalize(image: np.ndarray) -> torch.Tensor:
@@ -256,7 +256,7 @@ def hippocampus(data: Path, steps: int) -> Task:
     )  # fmt: skip
 
 
-def demo(data: Path, steps: int, *, cohort: int = 0, kd_weight: float = 1.0) -> Task:
+def demo(data: Path, steps: int, *, cohort: int = 0) -> Task:
     """The embedded demo cohort: 4 labeled and 28 unlabeled virtual patients, 10 held out; whole axial slices."""
     from tempfile import TemporaryDirectory
 
@@ -319,7 +319,6 @@ def demo(data: Path, steps: int, *, cohort: int = 0, kd_weight: float = 1.0) -> 
             "labeled_patients": len(labeled), "unlabeled_patients": len(unlabeled), "test_patients": len(test),
             "cohort": cohort, "input": "96 × 112 px axial slices at 2 mm, z-scored per volume",
         },
-        kd_weight=kd_weight,
     )  # fmt: skip
 
 
@@ -391,7 +390,9 @@ def _slice_hd95(prediction: np.ndarray, reference: np.ndarray, label: int) -> fl
     return hd95_mm(prediction, reference, spacing_mm=(1.0, 1.0), classes=[label])[label]
 
 
-def run_seed(make: Callable[[], Task], seed: int, folder: Path, arms: Sequence[str] = ARMS) -> None:
+def run_seed(
+    make: Callable[[], Task], seed: int, folder: Path, arms: Sequence[str] = ARMS, kd_weight: float = KD_WEIGHT
+) -> None:
     """Train and score all arms for one seed, keeping each arm as soon as it is done."""
     torch.set_num_threads(1)
     set_track_meta(False)  # the arrays have no geometry left to track, and plain tensors are faster
@@ -421,7 +422,7 @@ def run_seed(make: Callable[[], Task], seed: int, folder: Path, arms: Sequence[s
 
     def distilled(network: nn.Module) -> Method:
         """ACT-Net's own distillation term without the co-teacher."""
-        return KD(network, frozen(), temperature=20.0, kd_weight=task.kd_weight, distillation_loss=softened_mse)
+        return KD(network, frozen(), temperature=20.0, kd_weight=kd_weight, distillation_loss=softened_mse)
 
     def sequential() -> tuple[Method, dict[str, float]]:
         first = MeanTeacher(student())
@@ -431,7 +432,7 @@ def run_seed(make: Callable[[], Task], seed: int, folder: Path, arms: Sequence[s
 
     methods: dict[str, Callable[[], Method]] = {
         "supervised": lambda: Supervised(student()),
-        "act_net": lambda: ACTNet(student(), frozen(), kd_weight=task.kd_weight),
+        "act_net": lambda: ACTNet(student(), frozen(), kd_weight=kd_weight),
         "kd": lambda: distilled(student()),
         "mean_teacher": lambda: MeanTeacher(student()),
     }
@@ -452,7 +453,7 @@ def _keep(path: Path, done: dict[str, Any]) -> None:
         json.dump(done, file)
 
 
-def summarize(task: Task, folder: Path) -> dict[str, Any]:
+def summarize(task: Task, folder: Path, kd_weight: float, command: str) -> dict[str, Any]:
     """Intervals of every arm and of the paired differences, over seeds and patients."""
     seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
     arms_done = [arm for arm in ARMS if any(arm in seed["arms"] for seed in seeds)]
@@ -504,11 +505,11 @@ def summarize(task: Task, folder: Path) -> dict[str, Any]:
     gap = pairs.get("teacher - act_net")
     return {
         "task": task.name, "title": task.title,
-        "command": "python benchmarks/act_net.py " + ("--demo" if task.name == "demo" else f"--task {task.name}"),
+        "command": command,
         "facts": task.facts, "unit": "mm" if task.test[0].spacing_mm else "px", "steps": seeds[0]["steps"],
         "batch": f"{task.batch_size} labeled + {task.batch_size} unlabeled", "seeds": [seed["seed"] for seed in seeds],
         "optimizer": f"AdamW, learning rate {task.student_rate} (teacher {task.teacher_rate}), poly decay",
-        "teacher": task.teacher_name, "student": task.student_name, "kd_weight": task.kd_weight,
+        "teacher": task.teacher_name, "student": task.student_name, "kd_weight": kd_weight,
         "ratio": round(ratio, 1),
         "arms": arms, "paired_dice": pairs,
         "lossless": None if gap is None else gap["high"] <= LOSSLESS_DICE,
@@ -551,22 +552,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="seeds trained at once, one thread each")
     parser.add_argument("--demo", action="store_true", help="the embedded demo cohort")
     parser.add_argument("--cohort", type=int, default=0, help="seed of the demo cohort")
-    parser.add_argument("--kd-weight", type=float, default=1.0, help="weight of the KD term, for the demo")
+    parser.add_argument("--kd-weight", type=float, default=KD_WEIGHT, help="weight of the KD term")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms to train")
     parser.add_argument("--report", action="store_true", help="only summarize what is there")
     options = parser.parse_args(arguments)
     name = "demo" if options.demo else options.task
-    extra = {"cohort": options.cohort, "kd_weight": options.kd_weight} if options.demo else {}
-    defaults = {"cohort": 0, "kd_weight": 1.0}
-    marks = "".join(f"_{key.replace('_', '-')}-{value}" for key, value in extra.items() if value != defaults[key])
-    make = Maker(name, options.data, options.steps or STEPS[name], tuple(extra.items()))
+    if options.cohort and not options.demo:
+        parser.error("--cohort is for --demo")
+    marks = ""
+    command = "python benchmarks/act_net.py " + ("--demo" if name == "demo" else f"--task {name}")
+    for option, value, usual in (("cohort", options.cohort, 0), ("kd-weight", options.kd_weight, KD_WEIGHT)):
+        if value != usual:
+            marks += f"_{option}-{value}"
+            command += f" --{option} {value}"
+    make = Maker(
+        name, options.data, options.steps or STEPS[name], (("cohort", options.cohort),) if options.demo else ()
+    )
     folder = RESULTS / f"act_net_{name}{marks}"
     folder.mkdir(parents=True, exist_ok=True)
     if not options.report:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            for future in [pool.submit(run_seed, make, seed, folder, options.arms) for seed in range(options.seeds)]:
+            arguments_of_all = (options.arms, options.kd_weight)
+            for future in [pool.submit(run_seed, make, s, folder, *arguments_of_all) for s in range(options.seeds)]:
                 future.result()
-    summary = summarize(make(), folder)
+    summary = summarize(make(), folder, options.kd_weight, command)
     with atomic_write(RESULTS / f"{folder.name}.json") as file:
         json.dump(summary, file, indent=1)
     print(json.dumps(summary["arms"], indent=1))

@@ -288,6 +288,7 @@ class PauseOnSignal:
             return
         trainer.save_checkpoint(trainer)
         self._uninstall(trainer)
+        logger.info("stopped by %s at iteration %d", signal.Signals(received).name, trainer.state.iteration)
         if received == signal.SIGINT:
             raise KeyboardInterrupt
         raise TrainingPaused(
