@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medkd.data.datalists import Datalist, read_datalist
     from medkd.data.demo import demo_mri
+    from medkd.data.slide_demo import demo_slide
     from medkd.data.streams import Stream, Streams
 
-__all__ = ["Datalist", "Stream", "Streams", "demo_mri", "read_datalist"]
+__all__ = ["Datalist", "Stream", "Streams", "demo_mri", "demo_slide", "read_datalist"]
 
 # Loaded when first used: streams need torch and MONAI, which a command that only writes a file should not wait for.
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     "Stream": "streams",
     "Streams": "streams",
     "demo_mri": "demo",
+    "demo_slide": "slide_demo",
     "read_datalist": "datalists",
 }
 
