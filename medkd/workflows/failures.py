@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from medkd.data.atomic import atomic_write
 from medkd.errors import ConfigError, MedkdError
 
@@ -59,7 +57,9 @@ def one_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or the device ran out of memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+    # torch's own error by its name: commands over slides and tables need not import torch for it.
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "not enough memory" in str(error)
 
 
 def prepare_out(out: Path, *, overwrite: bool = False) -> None:
