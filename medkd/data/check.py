@@ -17,8 +17,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt
 
+from medkd.data.tile_images import is_tile_image, read_tile_image, read_tile_mask
 from medkd.data.volumes import Volume, check_pair, read_frames, read_label, read_volume, split_frame
 from medkd.errors import InputError
 
@@ -126,6 +128,8 @@ def _by_image(datalist: Datalist) -> list[list[_Seen]]:
 
 def _read_group(group: list[_Seen], labels: frozenset[int]) -> list[_Seen]:
     path = str(split_frame(group[0].item["image"])[0])
+    if isinstance(group[0].item.get("label"), int) or is_tile_image(path):
+        return _read_tile(group)
     frames = [case.item.get("frame") for case in group]
     images: Sequence[Volume | None]
     try:
@@ -141,6 +145,36 @@ def _read_group(group: list[_Seen], labels: frozenset[int]) -> list[_Seen]:
     return group
 
 
+def _read_tile(group: list[_Seen]) -> list[_Seen]:
+    """A photograph or tile; its label is the class of all of it, or a mask."""
+    try:
+        pixels = read_tile_image(group[0].item["image"])
+    except InputError as error:
+        group[0].add("error", error.where, error.problem, error.remedy)
+        return group
+    for case in group:
+        case.digest = _digest(pixels)
+        label = case.item.get("label")
+        if isinstance(label, int):
+            case.labels = frozenset([label])
+        elif label is not None:
+            _check_mask(case, pixels.shape[:2])
+    return group
+
+
+def _check_mask(case: _Seen, shape: tuple[int, ...]) -> None:
+    path = case.item["label"]
+    try:
+        mask = read_tile_mask(path)
+    except InputError as error:
+        case.add("error", error.where, error.problem, error.remedy)
+        return
+    if mask.shape != shape:
+        problem = f"its size {mask.shape} is not that of its image {shape}"
+        case.add("error", path, problem, "give the mask of this image")
+    case.labels = frozenset(int(value) for value in np.unique(mask))
+
+
 def _read_images(path: str, frames: Sequence[int | None]) -> list[Volume]:
     chosen = [frame for frame in frames if frame is not None]
     if len(frames) > 1 and len(chosen) == len(frames):
@@ -149,16 +183,16 @@ def _read_images(path: str, frames: Sequence[int | None]) -> list[Volume]:
 
 
 def _note_image(case: _Seen, image: Volume) -> None:
-    case.digest = _digest(image)
+    case.digest = _digest(image.array)
     case.orientation = image.orientation
     order = np.argsort(axcodes2ornt(tuple(image.orientation))[:, 0])
     case.spacing_mm = tuple(image.spacing_mm[axis] for axis in order)
 
 
-def _digest(image: Volume) -> bytes:
+def _digest(array: npt.NDArray[Any]) -> bytes:
     """Equal for equal voxels, however they were stored."""
-    values = np.ascontiguousarray(image.array.T)  # a view for Fortran order
-    digest = hashlib.blake2b(repr(image.array.shape).encode(), digest_size=16)
+    values = np.ascontiguousarray(array.T)  # a view for Fortran order
+    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
     digest.update(values.data)
     return digest.digest()
 

@@ -30,6 +30,7 @@ def refuse_unusable(datalist: Datalist) -> None:
     _refuse_bad_labels(datalist)
     for section, index, case in datalist.entries():
         _refuse_bad_entry(datalist, section, index, case)
+        _refuse_bad_class(datalist, section, index, case)
     _refuse_repeated_images(datalist)
     _refuse_leaks(datalist)
 
@@ -64,11 +65,24 @@ def _refuse_bad_entry(datalist: Datalist, section: Section, index: int, case: Ca
     if section == "training" and case.label is None:
         raise InputError(where, f"{case.image} has no label", 'give one, or move the image to "unlabeled"')
     for key, path in (("image", case.image), ("label", case.label)):
-        if path is not None and not datalist.resolve(path).is_relative_to(datalist.dataset_dir):
+        if isinstance(path, str) and not datalist.resolve(path).is_relative_to(datalist.dataset_dir):
             problem = f"{key} {path} lies outside {datalist.dataset_dir}"
             raise InputError(where, problem, "use paths inside that folder, or set dataset_dir to one that holds them")
-    if case.label is not None and datalist.resolve(case.image) == datalist.resolve(case.label):
+    if isinstance(case.label, str) and datalist.resolve(case.image) == datalist.resolve(case.label):
         raise InputError(where, f"{case.image} is its own label", "give the file of the label map")
+
+
+def _refuse_bad_class(datalist: Datalist, section: Section, index: int, case: Case) -> None:
+    """Labels are all label maps, or all classes that the datalist names."""
+    if case.label is None:
+        return
+    where = f"{datalist.where}: {section}[{index}]"
+    if isinstance(case.label, str) and datalist.classifies:
+        problem = f"{case.image} has a label map, other cases the class of the whole image"
+        raise InputError(where, problem, "give every case an integer label, or every case a label map")
+    if isinstance(case.label, int) and str(case.label) not in datalist.labels:
+        problem = f'label {case.label} of {case.image} is not in "labels"'
+        raise InputError(where, problem, 'name every class: {"0": "normal", "1": …}')
 
 
 def refuse_missing_files(datalist: Datalist) -> None:
@@ -81,7 +95,7 @@ def refuse_missing_files(datalist: Datalist) -> None:
         (section, index, path)
         for section, index, case in datalist.entries()
         for path in (case.image, case.label if section != "unlabeled" else None)
-        if path is not None and not datalist.resolve(path).exists()
+        if isinstance(path, str) and not datalist.resolve(path).exists()
     ]
     if missing:
         section, index, path = missing[0]

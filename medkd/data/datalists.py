@@ -44,7 +44,8 @@ class Case(BaseModel):
 
     Attributes:
         image: file, or folder of a DICOM series, relative to the datalist's folder or to ``dataset_dir``.
-        label: file with the integer label map; ``None`` where there is none.
+        label: file with the integer label map, or the class of the whole image as an integer (classification); ``None``
+            where there is none.
         patient: whose image it is. Empty only in a datalist without any split.
         domain: scanner, site or modality, where a method asks for one.
         fold: the cross-validation fold in which this case is held out.
@@ -54,7 +55,7 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
 
     image: Annotated[str, Field(min_length=1)]
-    label: Annotated[str, Field(min_length=1)] | None = None
+    label: Annotated[str, Field(min_length=1)] | Index | None = None
     patient: str = ""
     domain: str | None = None
     fold: Index | None = None
@@ -141,6 +142,11 @@ class Datalist(BaseModel):
         return {int(key): self.labels[key] for key in sorted(self.labels, key=int)}
 
     @property
+    def classifies(self) -> bool:
+        """Whether its labels are classes of whole images rather than label maps."""
+        return any(isinstance(case.label, int) for _, _, case in self.entries())
+
+    @property
     def folds(self) -> list[int]:
         """The folds that ``training`` is divided into; empty when it is not."""
         return sorted({case.fold for case in self.training if case.fold is not None})
@@ -189,11 +195,12 @@ class Datalist(BaseModel):
                 looking at data rather than learning from it.
 
         Returns:
-            dicts of ``image`` and ``label`` (absolute paths), ``patient``, ``case`` and, where given, ``domain``,
-            ``frame`` and the entry's further fields. ``label`` is absent where there is none and always in
-            ``unlabeled``. All items of a section have the same keys besides ``label`` and ``frame``: ``domain`` is
-            ``""`` where only others have one, a further field is left out unless every case has it. The ``image`` of a
-            case with a ``frame`` ends in ``#frame=<k>``, by which ``VolumeReader`` loads that frame of the 4-D file.
+            dicts of ``image`` and ``label`` (absolute paths; a class stays an integer), ``patient``, ``case`` and,
+            where given, ``domain``, ``frame`` and the entry's further fields. ``label`` is absent where there is none
+            and always in ``unlabeled``. All items of a section have the same keys besides ``label`` and ``frame``:
+            ``domain`` is ``""`` where only others have one, a further field is left out unless every case has it. The
+            ``image`` of a case with a ``frame`` ends in ``#frame=<k>``, by which ``VolumeReader`` loads that frame of
+            the 4-D file.
 
         Raises:
             ConfigError: no such section.
@@ -207,7 +214,9 @@ class Datalist(BaseModel):
                 has = f"its folds are {self.folds}" if self.folds else "its training cases have none"
                 raise InputError(self.where, f"has no fold {fold}: {has}", "choose one, or run `medkd data split`")
             if name == "validation":
-                cases = [case for case in (*self.training, *self.unlabeled) if case.fold == fold and case.label]
+                cases = [
+                    case for case in (*self.training, *self.unlabeled) if case.fold == fold and case.label is not None
+                ]
             elif name in TRAIN_SIDE and for_training:
                 held_out = {case.patient for case in (*self.training, *self.unlabeled) if case.fold == fold}
                 cases = [case for case in cases if case.patient not in held_out]
@@ -222,7 +231,7 @@ class Datalist(BaseModel):
             item: dict[str, Any] = {key: extra[key] for key in sorted(shared)}
             item["image"] = str(self.resolve(case.image)) + ("" if case.frame is None else f"{FRAME_MARK}{case.frame}")
             if with_label and case.label is not None:
-                item["label"] = str(self.resolve(case.label))
+                item["label"] = case.label if isinstance(case.label, int) else str(self.resolve(case.label))
             item["case"] = self.case_id(case)
             item["patient"] = case.patient or item["case"]
             if have_domain:
@@ -368,7 +377,7 @@ def _choose_base(path: Path, dataset_dir: str | Path | None, content: Mapping[st
 def _canonical(case: Case) -> dict[str, Any]:
     entry = case.model_dump(mode="json", exclude_none=True)
     for key in ("image", "label"):
-        if key in entry:
+        if isinstance(entry.get(key), str):
             entry[key] = posixpath.normpath(entry[key].replace(os.sep, "/"))
     return entry
 
@@ -376,7 +385,7 @@ def _canonical(case: Case) -> dict[str, Any]:
 def _relative_entry(datalist: Datalist, case: Case, base: Path) -> dict[str, Any]:
     entry = case.model_dump(mode="json", exclude_none=True)
     for key in ("image", "label"):
-        if key in entry:
+        if isinstance(entry.get(key), str):
             entry[key] = datalist.resolve(entry[key]).relative_to(base).as_posix()
     if not case.patient:
         del entry["patient"]

@@ -235,7 +235,7 @@ def _found_labels(root: Path, cases: list[Case]) -> dict[int, str]:
     """Names for the values that occur; reads every label."""
     values: set[int] = set()
     for case in cases:
-        if case.label is not None:
+        if isinstance(case.label, str):
             values.update(int(value) for value in set(read_label(root / case.label).array.ravel().tolist()))
     if not values:
         return {}

@@ -198,7 +198,7 @@ def _refuse_other_shapes(datalist: Datalist) -> None:
         shape = image_shape(image)
         if len(shape) != (3 if case.frame is None else 4):
             raise InputError(image, f"has {len(shape)} dimensions {shape}", "take the original file")
-        if case.label is not None and image_shape(datalist.resolve(case.label)) != shape:
+        if isinstance(case.label, str) and image_shape(datalist.resolve(case.label)) != shape:
             problem = f"has the shape {image_shape(datalist.resolve(case.label))}, its image {shape}"
             raise InputError(datalist.resolve(case.label), problem, "take the original files")
 

@@ -180,10 +180,10 @@ def _without(cases: Sequence[Case], patients: Collection[str]) -> list[Case]:
 def _assign_folds(where: str, sections: dict[str, list[Case]], folds: int, field: str | None, seed: int) -> None:
     if sections["validation"]:
         logger.info("%d validation cases join the folds", len(sections["validation"]))
-    pool = [*sections["training"], *(case for case in sections["validation"] if case.label)]
+    pool = [*sections["training"], *(case for case in sections["validation"] if case.label is not None)]
     sections["unlabeled"] = [
         case.model_copy(update={"fold": None})
-        for case in (*sections["unlabeled"], *(case for case in sections["validation"] if not case.label))
+        for case in (*sections["unlabeled"], *(case for case in sections["validation"] if case.label is None))
     ]
     sections["validation"] = []
     fold_of = _fold_of_patients(where, pool, folds, field, seed)

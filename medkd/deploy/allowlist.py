@@ -28,6 +28,9 @@ MODULES = (
     "medkd.metrics",
     "medkd.nets",
     "medkd.schedules",
+    "medkd.wsi.patches",
+    "medkd.wsi.stain",
+    "medkd.wsi.stain_transforms",
     "monai.engines",
     "monai.handlers",
     "monai.inferers",
@@ -107,6 +110,16 @@ _NUMPY = (
     "arange array bool_ clip deg2rad e float16 float32 float64 full inf int16 int32 int64 int8 linspace log max mean"
     " min nan ones pi prod radians round sqrt sum uint16 uint32 uint64 uint8 zeros"
 )
+# Albumentations that compute on pixels alone: none takes a function, a path or another image.
+_ALBUMENTATIONS = (
+    "AdditiveNoise Affine Blur CLAHE CenterCrop ChannelDropout ChannelShuffle CoarseDropout ColorJitter D4 Defocus"
+    " Downscale ElasticTransform Emboss GaussNoise GaussianBlur GridDistortion GridDropout HEStain"
+    " HorizontalFlip HueSaturationValue ISONoise ImageCompression InvertImg MedianBlur MotionBlur MultiplicativeNoise"
+    " NoOp OneOf OpticalDistortion PadIfNeeded Perspective PiecewiseAffine PlanckianJitter Posterize RGBShift"
+    " RandomBrightnessContrast RandomCrop RandomGamma RandomResizedCrop RandomRotate90 RandomScale RandomSizedCrop"
+    " RandomToneCurve Resize Rotate SafeRotate Sequential Sharpen ShiftScaleRotate SomeOf Solarize ToGray Transpose"
+    " UnsharpMask VerticalFlip ZoomBlur"
+)
 _MATH = "ceil cos exp floor inf log pi sin sqrt"
 _PATH = "basename dirname exists isdir isfile join splitext"
 NAMES = frozenset(
@@ -115,6 +128,7 @@ NAMES = frozenset(
     + [f"numpy.{name}" for name in _NUMPY.split()]
     + [f"os.path.{name}" for name in _PATH.split()]
     + [f"math.{name}" for name in _MATH.split()]
+    + [f"albumentations.{name}" for name in _ALBUMENTATIONS.split()]
     + ["glob.glob", "pathlib.Path", "monai.utils.set_determinism", "monai.utils.ensure_tuple", "monai.__version__"]
 )
 
@@ -163,6 +177,8 @@ def _resolve(dotted: str) -> Any:
 def _resolve_allowed(dotted: str) -> Any:
     parts = dotted.split(".")
     if dotted in NAMES:
+        if parts[0] == "albumentations":
+            importlib.import_module("medkd.data.patch_augment")  # imports it without its question to the network
         value: Any = importlib.import_module(parts[0])
         for position, part in enumerate(parts[1:], start=1):
             if not hasattr(value, part):

@@ -14,7 +14,7 @@ except the reader. Values that differ between image and label are lists in the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -22,6 +22,7 @@ from medkd.errors import ConfigError
 
 IMAGE, PRED = "image", "pred"
 _PER_KEY = frozenset({"align_corners", "anti_aliasing", "dtype", "mode", "padding_mode", "scale_extent"})
+_COPIED = ("network_def", "preprocessing", "inferer", "postprocessing")
 _LABEL_PARAMETERS = ("fg_indices_key", "bg_indices_key", "label_key")
 
 
@@ -31,7 +32,8 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
     Probabilities, not labels, are brought back to the grid of the input, linearly; the argmax follows.
 
     Args:
-        train_config: a training configuration, unevaluated; see the module's docstring for what it must define.
+        train_config: a training configuration, unevaluated; see the module's docstring for what it must define, and
+            :mod:`medkd.deploy.classifier` for one with ``"task": "classification"``.
 
     Returns:
         The content of ``configs/inference.json``.
@@ -39,6 +41,10 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: naming the id that is missing or that inference cannot use.
     """
+    if train_config.get("task") == "classification":
+        from medkd.deploy.classifier import classifier_config
+
+        return classifier_config(train_config)
     for name in ("network_def", "preprocessing", "inferer", "labels"):
         if name not in train_config:
             raise ConfigError(name, "is not defined at the top level of the training configuration", "define it there")
@@ -49,10 +55,10 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
     ]
     extra = [deepcopy(dict(step)) for step in _transforms(train_config.get("postprocessing", []), "postprocessing")]
     for position, step in enumerate(extra):
-        _require_monai(step, f"postprocessing::{position}")
+        require_monai(step, f"postprocessing::{position}")
         if step.get("keys") not in (PRED, [PRED]):
             raise ConfigError(f"postprocessing::{position}", f"works on {step.get('keys')}", 'use "keys": "pred"')
-    _require_monai(train_config["inferer"], "inferer")
+    require_monai(train_config["inferer"], "inferer")
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -60,7 +66,7 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
         "dataset_dir": "/workspace/data",
         "output_dir": "$@bundle_root + '/eval'",
         "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii.gz') + glob.glob(@dataset_dir + '/*.nii'))",
-        **{key: deepcopy(train_config[key]) for key in _references(train_config)},
+        **{key: deepcopy(train_config[key]) for key in referenced_ids(train_config, _COPIED)},
         "network_def": deepcopy(train_config["network_def"]),
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": preprocessing},
@@ -145,32 +151,39 @@ def _for_image(transform: Mapping[str, Any], where: str) -> dict[str, Any] | Non
     step.pop("allow_missing_keys", None)
     if name in ("LoadImaged", "LoadImageD", "LoadImageDict"):
         step.pop("reader", None)  # ours adds checks; MONAI's default reads the same voxels where medkd is absent
-    _require_monai(step, where)
+    require_monai(step, where)
     return step
 
 
-def _require_monai(value: Any, where: str) -> None:
-    """Refuse anything that an installation of MONAI alone does not have."""
+def require_monai(value: Any, where: str) -> None:
+    """Refuse anything that an installation of MONAI alone does not have.
+
+    Raises:
+        ConfigError: naming it.
+    """
     if isinstance(value, Mapping):
         target = value.get("_target_")
         if isinstance(target, str) and "." in target and target.split(".")[0] not in ("monai", "torch"):
             raise ConfigError(where, f"uses {target}, which only medkd has", "use a MONAI or torch class")
         for key, part in value.items():
-            _require_monai(part, f"{where}::{key}")
+            require_monai(part, f"{where}::{key}")
     elif isinstance(value, list):
         for position, part in enumerate(value):
-            _require_monai(part, f"{where}::{position}")
+            require_monai(part, f"{where}::{position}")
     elif isinstance(value, str) and value.startswith("$") and "medkd" in value:
         raise ConfigError(where, "its expression uses medkd", "use MONAI, torch or numpy")
 
 
-def _references(train_config: Mapping[str, Any]) -> list[str]:
-    """Further top-level ids that the copied parts refer to, and what those refer to."""
+def referenced_ids(train_config: Mapping[str, Any], parts: Sequence[str]) -> list[str]:
+    """Further top-level ids that the copied parts refer to, and what those refer to.
+
+    Raises:
+        ConfigError: naming an id that is not defined.
+    """
     from monai.bundle.reference_resolver import ReferenceResolver
 
     defined = {"device", "bundle_root", "dataset_dir", "output_dir", "network_def", "inferer"}
     found: list[str] = []
-    parts = ("network_def", "preprocessing", "inferer", "postprocessing")
     waiting = [train_config[part] for part in parts if part in train_config]
     while waiting:
         for text in _strings(waiting.pop()):

@@ -2,25 +2,36 @@
 
 from medkd.metrics.calibration import Calibration, measure_calibration, pool_calibration
 from medkd.metrics.cases import CaseScore, read_per_case, score_case, summarize, write_evaluation
+from medkd.metrics.froc import Froc, find_detections, find_lesions, froc_curve, froc_intervals, match_detections
 from medkd.metrics.overlap import dice
+from medkd.metrics.roc import auc_difference, auc_interval, roc_auc
 from medkd.metrics.statistics import Interval, PairedResult, bootstrap_ci, paired_test, relative_score
 from medkd.metrics.surface import SurfaceScores, assd_mm, hd95_mm, surface_dice, surface_scores
 
 __all__ = [
     "Calibration",
     "CaseScore",
+    "Froc",
     "Interval",
     "PairedResult",
     "SurfaceScores",
     "assd_mm",
+    "auc_difference",
+    "auc_interval",
     "bootstrap_ci",
     "dice",
+    "find_detections",
+    "find_lesions",
+    "froc_curve",
+    "froc_intervals",
     "hd95_mm",
+    "match_detections",
     "measure_calibration",
     "paired_test",
     "pool_calibration",
     "read_per_case",
     "relative_score",
+    "roc_auc",
     "score_case",
     "summarize",
     "surface_dice",

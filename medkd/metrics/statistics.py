@@ -248,22 +248,23 @@ def _resampled_means(sums: Array, counts: Array, resamples: int, generator: np.r
     """
     n_seeds, n_patients = sums.shape
     means = []
-    for size in _blocks(resamples, n_seeds + n_patients):
-        seed_weights = _resampling_weights(n_seeds, size, generator)
-        patient_weights = _resampling_weights(n_patients, size, generator)
+    for size in resampling_blocks(resamples, n_seeds + n_patients):
+        seed_weights = resampling_weights(n_seeds, size, generator)
+        patient_weights = resampling_weights(n_patients, size, generator)
         totals = np.einsum("rp,rp->r", seed_weights @ sums, patient_weights)
         taken = np.einsum("rp,rp->r", seed_weights @ counts, patient_weights)
         means.append(totals[taken > 0] / taken[taken > 0])
     return np.concatenate(means)
 
 
-def _resampling_weights(n: int, resamples: int, generator: np.random.Generator) -> Array:
+def resampling_weights(n: int, resamples: int, generator: np.random.Generator) -> Array:
     """(resamples, n) how often each of n units is drawn in n draws with replacement."""
     draws = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
     return np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
-def _blocks(resamples: int, width: int) -> Iterator[int]:
+def resampling_blocks(resamples: int, width: int) -> Iterator[int]:
+    """Sizes that add up to ``resamples``, each small enough for a table of ``width`` columns."""
     block = max(1, _BLOCK_WEIGHTS // width)
     for start in range(0, resamples, block):
         yield min(block, resamples - start)
@@ -283,7 +284,7 @@ def _sign_flip_p(patient_sums: Array, resamples: int, generator: np.random.Gener
         patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float(np.mean(np.abs((1.0 - 2.0 * patterns) @ patient_sums) >= threshold))
     extreme = 0
-    for size in _blocks(resamples, n):
+    for size in resampling_blocks(resamples, n):
         signs = 1.0 - 2.0 * generator.integers(2, size=(size, n))
         extreme += int(np.sum(np.abs(signs @ patient_sums) >= threshold))
     return (1 + extreme) / (1 + resamples)

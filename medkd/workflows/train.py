@@ -23,6 +23,7 @@ from medkd.data.check import require_trainable
 from medkd.data.datalists import Datalist, read_datalist
 from medkd.data.shipped import shipped_folder
 from medkd.deploy.bundle import write_bundle
+from medkd.deploy.classifier import classification_metadata
 from medkd.deploy.metadata import segmentation_metadata
 from medkd.deploy.trust import read_config, require_trust
 from medkd.engine.processes import is_main_process, start_processes, stop_processes
@@ -261,6 +262,8 @@ def deploy(out: Path, config: Mapping[str, Any], datalist: Datalist, weights: Ma
 
 def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str, Any]:
     """metadata.json of the network a run has trained."""
+    if recipe.get("task") == "classification":
+        return _classifier_metadata(recipe, datalist)
     method = str(recipe["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
     network = recipe["network_def"]
     multiple = 2 ** (len(network.get("filters") or network.get("channels") or (1, 1, 1, 1, 1)) - 1)
@@ -276,13 +279,36 @@ def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str
     )
 
 
+def _classifier_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str, Any]:
+    method = str(recipe["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
+    # How slides are tiled for it, without expressions: whoever reads metadata.json evaluates nothing.
+    slide = ConfigParser(dict(recipe)).get_parsed_content("slide") if "slide" in recipe else None
+    return classification_metadata(
+        labels=recipe["labels"],
+        side=int(slide["size"]) if slide else 96,
+        name=f"{datalist.name or 'image'} classification ({method} student)",
+        task="classification",
+        description=f"A classification network trained with {method} by medkd.",
+        modality=str(datalist.modality or "unknown"),
+        **({} if slide is None else {"slide": slide}),
+        **({} if recipe.get("fold") is None else {"fold": recipe["fold"]}),
+    )
+
+
 def _readme(config: Mapping[str, Any], datalist: Datalist) -> str:
     counts = {name: len(datalist.section(name)) for name in ("training", "unlabeled", "validation", "test")}
     method = str(config["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
     labels = "\n".join(f"- {index}: {name}" for index, name in datalist.label_names.items())
-    return f"""# {datalist.name or "Segmentation"} ({method} student)
+    task = str(config.get("task", "segmentation"))
+    commands = (
+        "    medkd slide predict . SLIDE.svs --out predictions"
+        if task == "classification"
+        else "    medkd predict . SCAN.nii.gz --out predictions\n"
+        "    medkd evaluate . --datalist datalist.json --out evaluation"
+    )
+    return f"""# {datalist.name or task.capitalize()} ({method} student)
 
-A segmentation network trained with medkd's {method}. **A research model, not a medical device.**
+A {task} network trained with medkd's {method}. **A research model, not a medical device.**
 
 Trained on {counts["training"]} labeled and {counts["unlabeled"]} unlabeled cases; {counts["validation"]} cases for
 validation and {counts["test"]} for the test were held out. The run folder beside this bundle has its report.
@@ -294,8 +320,7 @@ Labels:
 ## Run it
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER
-    medkd predict . SCAN.nii.gz --out predictions
-    medkd evaluate . --datalist datalist.json --out evaluation
+{commands}
 """
 
 

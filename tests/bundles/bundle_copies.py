@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from monai.bundle import run
 from monai.utils import set_determinism
+from PIL import Image
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-NAMES = ["act_net_brain_segmentation", "act_net_cardiac_segmentation"]
+SEGMENTERS = ["act_net_brain_segmentation", "act_net_cardiac_segmentation"]
+CLASSIFIER = "tissue_classification"
+NAMES = [*SEGMENTERS, CLASSIFIER]
 SECTIONS = {"training": 2, "unlabeled": 2, "validation": 1, "test": 1}
 
 # The students keep the size they ship with; the teachers shrink, and so do the patches.
@@ -32,7 +35,13 @@ _QUICK = {
 QUICK: dict[str, dict[str, Any]] = {
     "act_net_brain_segmentation": {**_QUICK, "teacher_def#channels": [2, 4, 4, 4, 4]},
     "act_net_cardiac_segmentation": {**_QUICK, "patch_size": [64, 64], "teacher_def#filters": [2, 4, 4, 4, 4, 4]},
+    CLASSIFIER: {
+        **{key: value for key, value in _QUICK.items() if key != "patch_size"},
+        "teacher_def#block_inplanes": [4, 4, 4, 4],
+    },
 }
+METRIC = {**dict.fromkeys(SEGMENTERS, "val_mean_dice"), CLASSIFIER: "val_auc"}
+WINDOW = {**dict.fromkeys(SEGMENTERS, (2, 1, 48, 32)), CLASSIFIER: (2, 3, 96, 96)}
 
 
 @dataclass(frozen=True)
@@ -50,14 +59,14 @@ class Copy:
 
     def overrides(self, *names: str) -> dict[str, Any]:
         """Where the data is and, for training configurations, what makes training short."""
-        if names == ("inference",):
+        if names[0] == "inference":
             return {"bundle_root": str(self.root), "dataset_dir": str(self.cohort / "images")}
         return {**QUICK[self.name], "bundle_root": str(self.root), "dataset_dir": str(self.cohort)}
 
     @property
     def test_image(self) -> Path:
-        """The one image of the section `test`."""
-        return self.cohort / "images" / "test_0.nii.gz"
+        """The first image of the section `test`."""
+        return self.cohort / "images" / ("test_0.png" if self.name == CLASSIFIER else "test_0.nii.gz")
 
     def run(self, *names: str, **further: Any) -> None:
         """Run configurations of this bundle in this process, as `python -m monai.bundle run` would."""
@@ -72,9 +81,37 @@ class Copy:
             random.setstate(generators[2])
 
 
-def copy_of(name: str, folder: Path, cohort: Path) -> Copy:
-    """Copy a shipped bundle, as a user with no right to write into the installation would."""
-    return Copy(name, Path(shutil.copytree(BUNDLES / name, folder / name)), cohort)
+def copy_of(name: str, folder: Path, cohorts: Path) -> Copy:
+    """Copy a shipped bundle, as a user with no right to write into the installation would, without its weights.
+
+    Args:
+        name: of the bundle.
+        folder: where the copy goes.
+        cohorts: a folder with `volumes` and `tiles`.
+    """
+    root = Path(shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("models")))
+    metadata = root / "configs" / "metadata.json"
+    content = json.loads(metadata.read_text())
+    content.pop("weights_sha256", None)
+    metadata.write_text(json.dumps(content))
+    return Copy(name, root, cohorts / ("tiles" if name == CLASSIFIER else "volumes"))
+
+
+def write_tiles(root: Path) -> Path:
+    """Write a few tiles of two classes with a datalist; returns their folder."""
+    datalist: dict[str, Any] = {"name": "tiny tiles", "modality": "H&E", "labels": {"0": "normal", "1": "tumor"}}
+    (root / "images").mkdir()
+    for section, count in SECTIONS.items():
+        datalist[section] = []
+        for number in range(2 * count):
+            name = f"{section}_{number}"
+            source = np.random.default_rng(sum(name.encode()))
+            pixels = source.normal((190, 140, 190) if number % 2 else (220, 170, 200), 20, (96, 96, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{name}.png")
+            entry: dict[str, Any] = {"image": f"images/{name}.png", "patient": name}
+            datalist[section].append(entry if section == "unlabeled" else {**entry, "label": number % 2})
+    (root / "datalist.json").write_text(json.dumps(datalist))
+    return root
 
 
 def write_cohort(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A cohort of tiny volumes, copies of the shipped bundles, and one short training of each."""
+"""Cohorts of tiny volumes and tiles, copies of the shipped bundles, and one short training of each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundle_copies import NAMES, Copy, copy_of, write_cohort
+from bundle_copies import NAMES, Copy, copy_of, write_cohort, write_tiles
 
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """Two labeled and two unlabeled patients, one for validation and one for the test; a folder with a datalist."""
-    return write_cohort(tmp_path_factory.mktemp("cohort"))
+    """A folder with `volumes` (two labeled, two unlabeled, one validation and one test patient) and `tiles`."""
+    root = tmp_path_factory.mktemp("cohort")
+    for name, write in (("volumes", write_cohort), ("tiles", write_tiles)):
+        (root / name).mkdir()
+        write(root / name)
+    return root
 
 
 @pytest.fixture(params=NAMES)

@@ -9,13 +9,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_copies import Copy
+from bundle_copies import CLASSIFIER, METRIC, WINDOW, Copy
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from PIL import Image
 
+from medkd.data import demo_slide
 from medkd.deploy.bundle import load_bundle
 from medkd.deploy.predict import predict_volume
+from medkd.deploy.slide_bundle import slide_task
 from medkd.engine.checkpoint import load_newest
 from medkd.workflows.bundles import check_bundle
+from medkd.wsi import Slide, TileGrid, predict_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,7 +65,7 @@ def test_training_writes_the_weights_of_the_trained_student(trained: Copy):
     assert all(torch.equal(teacher[name.replace("teacher.", "student.", 1)], tensor) for name, tensor in frozen.items())
     with (trained.root / "run" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert "val_mean_dice" in {row["name"] for row in rows if row["split"] == "validation"}
+    assert METRIC[trained.name] in {row["name"] for row in rows if row["split"] == "validation"}
 
 
 def test_training_again_is_refused_and_resuming_a_finished_run_keeps_its_weights(trained: Copy):
@@ -81,13 +85,58 @@ def test_supervised_overlay_trains_without_a_teacher(copy: Copy):
 
 def test_evaluate_overlay_scores_the_test_cases(trained: Copy):
     trained.run("train", "evaluate")
+    if trained.name == CLASSIFIER:
+        text = (trained.root / "eval" / "metrics.csv").read_text()
+        assert 0 <= float(text.split("val_auc")[1].split()[0].strip(",\t")) <= 1
+        return
     with (trained.root / "eval" / "val_mean_dice_raw.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["filename"] == "test_0"
     assert 0 <= float(row["mean"]) <= 1
 
 
+def probabilities(trained: Copy, image) -> np.ndarray:
+    """Those of a tile, from the network medkd loads, by hand."""
+    bundle = load_bundle(trained.root)
+    slide = bundle.metadata["slide"]
+    pixels = torch.from_numpy(np.asarray(Image.open(image), np.float32) / 255)
+    normalized = ((pixels - torch.tensor(slide["mean"])) / torch.tensor(slide["std"])).permute(2, 0, 1)
+    with torch.inference_mode():
+        return torch.softmax(bundle.network(normalized[None]), 1)[0].numpy()
+
+
+def test_inference_writes_the_class_probabilities_of_files(trained: Copy, tmp_path):
+    if trained.name != CLASSIFIER:
+        return
+    trained.run("inference", output_dir=str(tmp_path))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = {row[0]: [float(value) for value in row[1:]] for row in csv.reader(file)}
+    assert set(rows) == {str(path) for path in (trained.cohort / "images").iterdir()}
+    expected = probabilities(trained, trained.test_image)
+    np.testing.assert_allclose(rows[str(trained.test_image)], expected, atol=1e-4)
+
+
+def test_slide_overlay_predicts_the_tiles_medkd_predicts(trained: Copy, tmp_path):
+    if trained.name != CLASSIFIER:
+        return
+    slide_file = demo_slide(tmp_path / "demo.tiff", tiles=4)
+    bundle = load_bundle(trained.root)
+    task = slide_task(bundle)
+    trained.run("inference", "slide", output_dir=str(tmp_path), slide_file=str(slide_file))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        found = {row[0]: [float(value) for value in row[1:]] for row in csv.reader(file)}
+    with Slide(slide_file) as slide:
+        grid = TileGrid.build(slide, size=task.size, mpp=task.mpp, overlap=task.overlap)
+        prediction = predict_slide(
+            bundle.network, slide, grid, classes=task.classes, task=task.task, mean=task.mean, std=task.std, amp=False
+        )
+    assert list(found) == [f"demo_x{x}_y{y}" for x, y in grid.coords]
+    np.testing.assert_allclose(list(found.values()), prediction.probabilities, atol=1e-3)
+
+
 def test_inference_writes_the_segmentation_medkd_predicts(trained: Copy, tmp_path):
+    if trained.name == CLASSIFIER:
+        return
     trained.run("inference", datalist=[str(trained.test_image)], output_dir=str(tmp_path))
     (written,) = tmp_path.rglob("*.nii.gz")
     assert written.name == "test_0_seg.nii.gz"
@@ -108,7 +157,7 @@ def test_ckpt_export_scripts_the_network(trained: Copy, tmp_path):
         meta_file=str(trained.root / "configs" / "metadata.json"),
         config_file=trained.configs("inference"),
     )
-    window = torch.rand(2, 1, 48, 32)
+    window = torch.rand(WINDOW[trained.name])
     scripted = torch.jit.load(str(tmp_path / "model.ts")).eval()
     torch.testing.assert_close(scripted(window), load_bundle(trained.root).network(window), atol=1e-5, rtol=1e-4)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_copies import BUNDLES, NAMES
+from bundle_copies import BUNDLES, CLASSIFIER, NAMES, SEGMENTERS
 from monai.bundle import ConfigParser
 
 from medkd.data.cards import load_card
@@ -16,14 +16,17 @@ from medkd.data.demo import LABELS
 from medkd.deploy.bundle import load_bundle
 from medkd.deploy.inference_config import inference_config
 from medkd.deploy.metadata import SCHEMA, channel_names, check_metadata, license_text
+from medkd.deploy.slide_bundle import read_slide_entry
 from medkd.deploy.trust import inspect_config, list_code, read_config, require_trust
 from medkd.errors import ConfigError
 from medkd.workflows.bundles import copy_bundle, list_bundles
 
 OVERLAYS = ["evaluate", "multi_gpu_train", "supervised"]
+WEIGHTS_LIMIT = 2**20  # bytes; what is larger does not belong into a repository
 PARAMETERS = {
     "act_net_brain_segmentation": {"network_def": 10_486, "teacher_def": 2_639_596},
     "act_net_cardiac_segmentation": {"network_def": 482_388, "teacher_def": 124_371_268},
+    CLASSIFIER: {"network_def": 222_738, "teacher_def": 2_796_002},
 }
 SECTIONS = [
     "Overview",
@@ -50,14 +53,45 @@ def test_every_shipped_bundle_is_tested():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_those_the_model_zoo_asks_for_without_weights(name):
+def test_files_are_those_the_model_zoo_asks_for(name):
     files = {file.relative_to(BUNDLES / name).as_posix() for file in (BUNDLES / name).rglob("*") if file.is_file()}
     configs = {f"configs/{config}.json" for config in ("metadata", "train", "inference", *OVERLAYS)}
-    assert files == configs | {"configs/logging.conf", "docs/README.md", "eval/schema.json", "LICENSE"}
+    further = {"configs/slide.json", "models/model.pt"} if name == CLASSIFIER else set()
+    assert files == configs | {"configs/logging.conf", "docs/README.md", "eval/schema.json", "LICENSE"} | further
     assert (BUNDLES / name / "LICENSE").read_text(encoding="utf-8") == license_text()
     assert read(name, "eval/schema.json") == SCHEMA
+    if name == CLASSIFIER:
+        return
     with pytest.raises(ConfigError, match=r"no models/model\.pt"):
         load_bundle(BUNDLES / name)
+
+
+def test_shipped_weights_are_small_and_those_the_metadata_names():
+    assert (BUNDLES / CLASSIFIER / "models" / "model.pt").stat().st_size < WEIGHTS_LIMIT
+    bundle = load_bundle(BUNDLES / CLASSIFIER)  # refuses other weights
+    assert set(bundle.metadata["weights_sha256"]) == {"model.pt"}
+    assert bundle.fold == 0
+
+
+def test_slide_entry_is_that_of_the_recipe():
+    metadata, recipe = read(CLASSIFIER, "configs/metadata.json"), read(CLASSIFIER, "configs/train.json")
+    labels = {str(value): title for value, title in channel_names(metadata).items()}
+    assert metadata["slide"] == ConfigParser({**recipe, "labels": labels}).get_parsed_content("slide")
+    task = read_slide_entry(metadata, BUNDLES / CLASSIFIER / "configs" / "metadata.json")
+    assert task.size == metadata["network_data_format"]["inputs"]["image"]["spatial_shape"][0]
+
+
+def test_stated_performance_is_that_of_the_shipped_weights():
+    result = json.loads((BUNDLES.parent / "benchmarks" / "results" / f"{CLASSIFIER}.json").read_text())
+    shipped = result["shipped"]
+    stated = read(CLASSIFIER, "configs/metadata.json")["eval_metrics"]
+    assert stated == {f"auc{key}": shipped["all"][name] for key, name in
+                      (("", "auc"), ("_low_95", "low"), ("_high_95", "high"))}  # fmt: skip
+    text = (BUNDLES / CLASSIFIER / "docs" / "README.md").read_text(encoding="utf-8")
+    for arm in ("teacher", "kd", "supervised"):
+        own = result["arms"][arm]["all"]
+        assert f"{own['auc']:.3f} [{own['low']:.3f}, {own['high']:.3f}]" in text, arm
+    assert f"{shipped['all']['auc']:.3f} [{shipped['all']['low']:.3f}, {shipped['all']['high']:.3f}]" in text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,12 +120,13 @@ def test_metadata_describes_the_network(name):
         assert metadata[key]
     network_data = metadata["network_data_format"]
     network = read(name, "configs/inference.json")["network_def"]
-    assert network_data["inputs"]["image"]["num_channels"] == network["in_channels"]
+    channels = network["in_channels"] if name in SEGMENTERS else network["n_input_channels"]
+    assert network_data["inputs"]["image"]["num_channels"] == channels
     assert network_data["outputs"]["pred"]["num_channels"] == len(channel_names(metadata))
 
 
 def test_labels_are_those_of_the_data():
-    brain, cardiac = (channel_names(read(name, "configs/metadata.json")) for name in NAMES)
+    brain, cardiac = (channel_names(read(name, "configs/metadata.json")) for name in SEGMENTERS)
     assert brain == dict(LABELS)
     assert cardiac == {int(value): title for value, title in load_card("acdc").labels.items()}
 
@@ -111,6 +146,14 @@ def test_networks_have_the_size_the_documents_state(name, network):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("overlays", [["train"], ["inference"], *[["train", overlay] for overlay in OVERLAYS]])
 def test_configurations_need_no_trust(name, overlays):
+    require_no_trust(name, overlays)
+
+
+def test_slide_overlay_needs_no_trust():
+    require_no_trust(CLASSIFIER, ["inference", "slide"])
+
+
+def require_no_trust(name, overlays):
     config = read_config(*[BUNDLES / name / "configs" / f"{overlay}.json" for overlay in overlays])
     assert [code for code in inspect_config(config, "+".join(overlays)) if code.problem] == []
     require_trust(BUNDLES / name, config, source=name, trust=None)
@@ -133,10 +176,13 @@ def _ids(value: Any, prefix: str = "") -> set[str]:
 
 def test_bundles_have_the_same_ids():
     for file in ("train", "inference", *OVERLAYS):
-        first, second = (_ids(read(name, f"configs/{file}.json")) for name in NAMES)
+        first, second = (_ids(read(name, f"configs/{file}.json")) for name in SEGMENTERS)
         assert first == second, file
     for overlay in OVERLAYS:
-        assert read(NAMES[0], f"configs/{overlay}.json") == read(NAMES[1], f"configs/{overlay}.json")
+        assert read(SEGMENTERS[0], f"configs/{overlay}.json") == read(SEGMENTERS[1], f"configs/{overlay}.json")
+    for file, own in (("train", {"patch_size", "spacing_mm"}), ("inference", {"patch_size", "spacing_mm"})):
+        segmenter, classifier = (set(read(name, f"configs/{file}.json")) for name in (SEGMENTERS[0], CLASSIFIER))
+        assert segmenter - classifier == own, file
 
 
 @pytest.mark.parametrize("name", NAMES)
