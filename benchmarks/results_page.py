@@ -56,17 +56,22 @@ def section(result: dict[str, Any]) -> str:
             f"| {', '.join(f'{value:.3f}' for value in row['dice_per_seed'])} "
             f"| {', '.join(f'{value:.2f}' for value in row['last_training_loss'])} |"
         )
-    lines += ["", "| paired difference in Dice | mean | 95 % interval | Wilcoxon p | permutation p | reading |"]
+    lines += ["", "| paired difference in Dice | mean | 95 % interval | Wilcoxon p, patients | permutation p, patients | reading |"]
     lines += ["|---|---:|---|---:|---:|---|"]
     for name, pair in result["paired_dice"].items():
         low, high = pair["low"], pair["high"]
         reading = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
         lines.append(
             f"| {name.replace('_', ' ')} | {pair['mean']:+.3f} | [{low:+.3f}, {high:+.3f}] "
-            f"| {pair['wilcoxon_p']:.3f} | {pair['permutation_p']:.3f} | {reading} |"
+            f"| {p_value(pair['wilcoxon_p'])} | {p_value(pair['permutation_p'])} | {reading} |"
         )
     lines += ["", verdict(result), ""]
     return "\n".join(lines)
+
+
+def p_value(p: float) -> str:
+    """Three digits, never 0."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def verdict(result: dict[str, Any]) -> str:
