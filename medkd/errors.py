@@ -23,7 +23,8 @@ class MedkdError(Exception):
         super().__init__(str(where), problem, remedy)
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.problem}; {self.remedy}".split())
+        line = " ".join(f"{self.where}: {self.problem}; {self.remedy}".split())
+        return line.encode(errors="backslashreplace").decode()  # a file name need not be text
 
 
 class InputError(MedkdError):

@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medkd.data import demo_slide
 from medkd.deploy.bundle import load_bundle
-from medkd.engine.trainer import computes_in_bf16
+from medkd.nets.precision import computes_in_bf16
 from medkd.wsi.grid import TileGrid
 from medkd.wsi.predict import TileTask, predict_slide, prepare_network
 from medkd.wsi.slides import Slide

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medkd.cli import bundle, data, install, models, training
+from medkd.cli import bundle, data, install, models, slides, training
 from medkd.cli.help import DATA, START, TRAIN, USE, CalmCommand, CalmGroup
 
 _ABOUT = """Small, label-cheap, portable networks for medical images.
@@ -52,6 +52,7 @@ def command() -> Any:
         for function in functions:
             app.command(cls=CalmCommand, rich_help_panel=panel, **_settings(function))(function)
     app.add_typer(data.app, rich_help_panel=DATA)
+    app.add_typer(slides.app, rich_help_panel=USE)
     app.add_typer(bundle.app, rich_help_panel=USE)
     return typer.main.get_command(app)
 

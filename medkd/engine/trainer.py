@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from medkd.engine.context import StepContext
 from medkd.engine.method import Method
 from medkd.errors import ConfigError, TrainingError
+from medkd.nets.precision import computes_in_bf16
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -229,14 +230,6 @@ class MethodTrainer(Trainer):
 def world_size() -> int:
     """Number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 arithmetic; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return device.type == "cpu" and any(check() for check in known if check is not None)
 
 
 def seed_everything(*key: int) -> int:
