@@ -162,7 +162,7 @@ def test_slide_stays_in_place_at_every_zoom(shown):
 
 
 def test_tiles_meet_without_a_seam_between_the_steps_of_the_zoom(shown):
-    for view in ("#650,450,2.25", "#640,440,2.50"):
+    for view in ("#641,443,2.50", "#633,441,3.25"):
         shown.open(view)
         for toggle in ("#heatmap-on", "#contours-on"):
             shown.page.locator(toggle).uncheck(force=True)
@@ -170,9 +170,7 @@ def test_tiles_meet_without_a_seam_between_the_steps_of_the_zoom(shown):
         left, top = (round(value) for value in shown.screen(150, 150))
         right, bottom = (round(value) for value in shown.screen(1150, 750))
         seen = shown.pixels()[max(top, 90) : min(bottom, 700), max(left, 310) : min(right, 1000)]
-        # The sample is smooth: a gap or a doubled edge would be a step.
-        assert np.abs(np.diff(seen[..., 0], axis=1)).max() <= 6
-        assert np.abs(np.diff(seen[..., 1], axis=0)).max() <= 6
+        assert np.abs(seen[..., 2] - 128).max() <= 6  # the sample's blue is the same everywhere, the page's is not
 
 
 def test_scale_bar_is_as_long_as_it_says(shown):
