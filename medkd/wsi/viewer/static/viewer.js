@@ -136,7 +136,7 @@ function addScale({ map, slide }, view) {
 function addMagnifications({ map, slide }, view) {
   const native = slide.mpp ? 10 / slide.mpp : 1;
   const wanted = slide.mpp ? MAGNIFICATIONS : [1, 1 / 4, 1 / 16];
-  const buttons = wanted.filter((power) => power <= native * 1.1).map((power) => {
+  const buttons = wanted.filter((power) => power <= native * 1.1).slice(0, 5).map((power) => { // what fits in a row
     const exact = slide.max_zoom - Math.log2(native / power);
     const zoom = Math.abs(exact - Math.round(exact)) < 0.05 ? Math.round(exact) : exact; // sharp where it can be
     const button = make("button", { type: "button", textContent: slide.mpp ? `${power}×` : `1 : ${1 / power}` });
