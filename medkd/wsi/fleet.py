@@ -23,7 +23,7 @@ A task that is stopped (``--signal``), and is queued again, goes on where it was
     #SBATCH --cpus-per-task=4
     #SBATCH --signal=TERM@60
     #SBATCH --requeue
-    srun medkd slide predict MODEL --slides all.csv --out DIR --shard $SLURM_ARRAY_TASK_ID/20 --resume
+    srun medkd slide predict MODEL --slides all.csv --out DIR --shard "$SLURM_ARRAY_TASK_ID/20" --resume
     [ $? -eq 75 ] && scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 """
 
