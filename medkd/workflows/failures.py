@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     # torch's own error by its name: commands over slides and tables need not import torch for it.
     named = type(error).__name__ == "OutOfMemoryError"
     return named or isinstance(error, MemoryError) or "not enough memory" in str(error)
+
+
+def names_nothing(text: str, path: Path) -> bool:
+    """Whether a message holds no part of a path and nothing like a UID or a date."""
+    parts = {part for piece in path.parts for part in (piece, piece.split(".")[0]) if len(part) > 2}
+    return not any(part.lower() in text.lower() for part in parts) and not re.search(r"\d+(\.\d+){3,}|\d{6,}|/", text)
 
 
 def prepare_out(out: Path, *, overwrite: bool = False) -> None:

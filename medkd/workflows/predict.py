@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,15 @@ from medkd.deploy.dicom_seg import require_highdicom, write_dicom_seg
 from medkd.deploy.predict import predict_volume
 from medkd.errors import ConfigError, MedkdError
 from medkd.workflows.devices import choose_device
-from medkd.workflows.failures import Failure, is_out_of_memory, note, one_line, prepare_out, write_failures
+from medkd.workflows.failures import (
+    Failure,
+    is_out_of_memory,
+    names_nothing,
+    note,
+    one_line,
+    prepare_out,
+    write_failures,
+)
 from medkd.workflows.inputs import Source, find_sources
 
 logger = logging.getLogger(__name__)
@@ -107,13 +114,7 @@ def _failure(source: Source, error: Exception, *, deidentify: bool) -> Failure:
     if not deidentify:
         return Failure(source.name, str(source.path), one_line(error))
     text = f"{error.problem}; {error.remedy}" if isinstance(error, MedkdError) else type(error).__name__
-    return Failure(source.name, "", " ".join(text.split()) if _names_nothing(text, source.path) else _WITHHELD)
+    return Failure(source.name, "", " ".join(text.split()) if names_nothing(text, source.path) else _WITHHELD)
 
 
 _WITHHELD = "cannot be used; predict on it without --deidentify to see why"
-
-
-def _names_nothing(text: str, path: Path) -> bool:
-    """Whether a message holds no part of a path and nothing like a UID or a date."""
-    parts = {part for piece in path.parts for part in (piece, piece.split(".")[0]) if len(part) > 2}
-    return not any(part.lower() in text.lower() for part in parts) and not re.search(r"\d+(\.\d+){3,}|\d{6,}|/", text)

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkd.errors import ConfigError, InputError, MedkdError
-from medkd.workflows.failures import is_out_of_memory, one_line
+from medkd.workflows.failures import is_out_of_memory, names_nothing, one_line
 from medkd.workflows.slide_list import ListedSlide
 from medkd.wsi.grid import TileGrid
 from medkd.wsi.prediction import TileTask
@@ -317,7 +316,7 @@ def _failed(job: Job, error: Exception, key: str, status: Status = "failed") -> 
     details = "" if isinstance(error, MedkdError) or job.deidentify else "".join(traceback.format_exception(error))
     if job.deidentify:
         text = f"{error.problem}; {error.remedy}" if isinstance(error, MedkdError) else type(error).__name__
-        reason = " ".join(text.split()) if _names_nothing(text, job.slide.path) else _WITHHELD
+        reason = " ".join(text.split()) if names_nothing(text, job.slide.path) else _WITHHELD
     return SlideRecord(
         job.slide.name,
         status,
@@ -333,12 +332,6 @@ def _one_line(error: Exception) -> str:
     if is_out_of_memory(error):
         return "does not fit into memory; use a smaller --batch-size, or another --device"
     return one_line(error)
-
-
-def _names_nothing(text: str, path: Path) -> bool:
-    """Whether a message holds no part of a path and nothing like a UID or a date."""
-    parts = {part for piece in path.parts for part in (piece, piece.split(".")[0]) if len(part) > 2}
-    return not any(part.lower() in text.lower() for part in parts) and not re.search(r"\d+(\.\d+){3,}|\d{6,}|/", text)
 
 
 class _Collector(logging.Handler):
