@@ -13,6 +13,7 @@ The filter, for r source pixels per target pixel along an axis:
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import cv2
@@ -24,6 +25,23 @@ LEVEL_FITS = 1.005
 _LEFT_OUT = 1.1  # target pixels may lie this much further apart than the means are wide
 _ALMOST_WHOLE = 1e-6  # source pixels; below what float64 can tell at the far end of a large slide
 _BYTES_IN_16_BITS = 65535 // 255
+
+_threads_before_fork = 1
+
+
+def _rest_before_fork() -> None:
+    """Send OpenCV's threads home: a forked loader worker inherits their pool without them, and would wait forever."""
+    global _threads_before_fork
+    _threads_before_fork = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+
+
+def _go_on_after_fork() -> None:
+    cv2.setNumThreads(_threads_before_fork)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_rest_before_fork, after_in_parent=_go_on_after_fork)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -248,6 +249,7 @@ def read_inherited(place):
 def test_a_slide_used_before_a_fork_serves_both_sides(pyramid, fast):
     global _inherited
     wanted = places(8)
+    cv2.warpAffine(np.zeros((2000, 2000, 3), np.float32), np.eye(2, 3), (2000, 2000))  # wakes OpenCV's threads
     with Slide(pyramid, fast=fast) as _inherited:
         alone = [read_place(_inherited, place) for place in wanted]
         with get_context("fork").Pool(2) as processes:
