@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medkd.data.datalists import Datalist, read_datalist
     from medkd.data.demo import demo_mri
+    from medkd.data.demo_contrasts import demo_two_contrasts
     from medkd.data.slide_demo import demo_slide
     from medkd.data.streams import Stream, Streams
 
-__all__ = ["Datalist", "Stream", "Streams", "demo_mri", "demo_slide", "read_datalist"]
+__all__ = ["Datalist", "Stream", "Streams", "demo_mri", "demo_slide", "demo_two_contrasts", "read_datalist"]
 
 # Loaded when first used: streams need torch and MONAI, which a command that only writes a file should not wait for.
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "Streams": "streams",
     "demo_mri": "demo",
     "demo_slide": "slide_demo",
+    "demo_two_contrasts": "demo_contrasts",
     "read_datalist": "datalists",
 }
 

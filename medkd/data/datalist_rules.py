@@ -35,6 +35,26 @@ def refuse_unusable(datalist: Datalist) -> None:
     _refuse_leaks(datalist)
 
 
+def refuse_pairs(datalist: Datalist) -> None:
+    """Refuse a patient who is in two domains, whichever the sections.
+
+    Raises:
+        InputError: naming the datalist, the patient and both domains; or a case without a domain.
+    """
+    domain_of: dict[str, str] = {}
+    for section, index, case in datalist.entries():
+        if case.domain is None:
+            where = f"{datalist.where}: {section}[{index}]"
+            raise InputError(where, "has no domain", 'give every case a "domain", such as "CT" or "MR"')
+        first = domain_of.setdefault(case.patient, case.domain)
+        if first != case.domain:
+            raise InputError(
+                datalist.where,
+                f"patient {case.patient} is in domain {first} and in domain {case.domain}",
+                "keep each patient in one of them",
+            )
+
+
 def _refuse_unknown_sections(datalist: Datalist) -> None:
     for key, value in (datalist.model_extra or {}).items():
         if isinstance(value, list) and any(isinstance(entry, dict) and "image" in entry for entry in value):

@@ -27,7 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medkd.data.atomic import atomic_write
 from medkd.data.case_names import unique_case_names
-from medkd.data.datalist_rules import SECTIONS, TRAIN_SIDE, Section, refuse_missing_files, refuse_unusable
+from medkd.data.datalist_rules import (
+    SECTIONS,
+    TRAIN_SIDE,
+    Section,
+    refuse_missing_files,
+    refuse_pairs,
+    refuse_unusable,
+)
 from medkd.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
@@ -152,6 +159,11 @@ class Datalist(BaseModel):
         return sorted({case.fold for case in self.training if case.fold is not None})
 
     @property
+    def domains(self) -> list[str]:
+        """The modalities, scanners or sites that its cases name."""
+        return sorted({case.domain for _, _, case in self.entries() if case.domain is not None})
+
+    @property
     def patients(self) -> dict[Section, set[str]]:
         """The patients of every section."""
         return {section: {case.patient for case in self.cases(section)} for section in SECTIONS}
@@ -180,7 +192,9 @@ class Datalist(BaseModel):
         files = [(self.resolve(image).relative_to(self.dataset_dir), frame) for image, frame in keys]
         return dict(zip(keys, unique_case_names(files), strict=True))
 
-    def section(self, name: Section, fold: int | None = None, for_training: bool = True) -> list[dict[str, Any]]:
+    def section(
+        self, name: Section, fold: int | None = None, for_training: bool = True, *, domain: str | None = None
+    ) -> list[dict[str, Any]]:
         """Items for MONAI's datasets.
 
         With ``fold=k``, the ``training`` cases of fold k are that fold's ``validation`` (as are ``unlabeled`` entries
@@ -193,6 +207,7 @@ class Datalist(BaseModel):
             fold: the fold held out; ``None`` for the sections as they stand.
             for_training: ``False`` keeps the images of held-out patients in ``training`` and ``unlabeled``, for
                 looking at data rather than learning from it.
+            domain: only the cases of this modality, scanner or site.
 
         Returns:
             dicts of ``image`` and ``label`` (absolute paths; a class stays an integer), ``patient``, ``case`` and,
@@ -204,7 +219,7 @@ class Datalist(BaseModel):
 
         Raises:
             ConfigError: no such section.
-            InputError: no such fold.
+            InputError: no such fold; no case of that domain anywhere in the datalist.
         """
         if name not in SECTIONS:
             raise ConfigError(f"section {name}", "does not exist", f"use one of {', '.join(SECTIONS)}")
@@ -220,7 +235,13 @@ class Datalist(BaseModel):
             elif name in TRAIN_SIDE and for_training:
                 held_out = {case.patient for case in (*self.training, *self.unlabeled) if case.fold == fold}
                 cases = [case for case in cases if case.patient not in held_out]
-        return self._items(cases, with_label=name != "unlabeled")
+        items = self._items(cases, with_label=name != "unlabeled")
+        if domain is None:
+            return items
+        if domain not in self.domains:
+            has = f"its domains are {self.domains}" if self.domains else "its cases name none"
+            raise InputError(self.where, f"has no domain {domain!r}: {has}", 'name one, or give the cases a "domain"')
+        return [item for item in items if item.get("domain") == domain]
 
     def _items(self, cases: Sequence[Case], *, with_label: bool) -> list[dict[str, Any]]:
         have_domain = any(case.domain is not None for case in cases)
@@ -262,7 +283,9 @@ class Datalist(BaseModel):
         return "; ".join(parts)
 
 
-def read_datalist(path: str | Path, dataset_dir: str | Path | None = None, *, check_files: bool = True) -> Datalist:
+def read_datalist(
+    path: str | Path, dataset_dir: str | Path | None = None, *, check_files: bool = True, unpaired: bool = False
+) -> Datalist:
     """Read and check a datalist.
 
     Args:
@@ -270,6 +293,7 @@ def read_datalist(path: str | Path, dataset_dir: str | Path | None = None, *, ch
         dataset_dir: the folder that relative paths start from. Without it they start from the file's folder; with it,
             they still do if ``dataset_dir`` lacks the first image and the file's folder has it.
         check_files: refuse a datalist that names a file or folder that is not there.
+        unpaired: refuse a patient who is in two domains: methods that claim to need no pairs must not see any.
 
     Raises:
         InputError: naming the file and the entry, for anything that cannot be used.
@@ -285,6 +309,8 @@ def read_datalist(path: str | Path, dataset_dir: str | Path | None = None, *, ch
     except ValidationError as error:
         where, problem = describe_validation_error(error)
         raise InputError(f"{path}: {where}", problem, "correct that entry") from None
+    if unpaired:
+        refuse_pairs(datalist)
     if check_files:
         refuse_missing_files(datalist)
     return datalist

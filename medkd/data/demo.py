@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -53,6 +53,8 @@ _SPLINE_SD = (151 / 315) ** 1.5  # of a 3-D cubic B-spline with standard normal 
 # What the template shows where its maps are nearly pure (0..1), and the mean intensity given to a virtual patient.
 _TEMPLATE_INTENSITY = {"csf": 0.31, "gray": 0.65, "white": 0.86}
 _MEAN_INTENSITY = {"csf": 0.35, "gray": 0.72, "white": 1.0}
+# T2 weighting turns the order round: fluid is brightest. Beyond white matter: what is brighter than it in T1, fat say.
+_MEAN_INTENSITY_T2 = {"csf": 1.0, "gray": 0.62, "white": 0.42}
 
 SOURCE = """\
 Template: ICBM 152 nonlinear symmetric 2009a, T1 with gray- and white-matter maps, 1 mm, skull-stripped; the files
@@ -140,7 +142,7 @@ def demo_mri(
     """
     counts = dict(zip(_SECTIONS, (labeled, unlabeled, validation, test), strict=True))
     settings = {"seed": seed, "warp_mm": warp_mm, "contrast": contrast, "bias": bias, "noise": noise}
-    _refuse_out_of_range(counts, settings)
+    refuse_out_of_range(counts, settings)
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "labels").mkdir(exist_ok=True)
@@ -151,7 +153,7 @@ def demo_mri(
     def write(job: tuple[str, int]) -> dict[str, str]:
         section, number = job
         patient = virtual_patient(seed, number, warp_mm=warp_mm, contrast=contrast, bias=bias, noise=noise)
-        return _write_patient(out, number, patient, with_label=section != "unlabeled")
+        return write_patient(out, number, patient, with_label=section != "unlabeled")
 
     jobs = [(section, number) for section in _SECTIONS for number in patient_numbers(section, counts[section])]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
@@ -180,7 +182,14 @@ def patient_numbers(section: str, count: int) -> range:
 
 
 def virtual_patient(
-    seed: int, number: int, *, warp_mm: float, contrast: float, bias: float, noise: float
+    seed: int,
+    number: int,
+    *,
+    warp_mm: float,
+    contrast: float,
+    bias: float,
+    noise: float,
+    weighting: Literal["t1", "t2"] = "t1",
 ) -> VirtualPatient:
     """One virtual patient, the same for the same arguments in any order, thread and process.
 
@@ -191,6 +200,7 @@ def virtual_patient(
         contrast: see ``demo_mri``.
         bias: see ``demo_mri``.
         noise: see ``demo_mri``.
+        weighting: ``"t2"`` shows the same anatomy with fluid bright and white matter dark.
     """
     # One source of random numbers per cause, so that a change of noise leaves the anatomy as it is.
     anatomy, appearance, acquisition = (
@@ -204,7 +214,8 @@ def virtual_patient(
         _average_subslices(ndimage.map_coordinates(volume, voxels, order=1)) for volume in template.maps
     )
     label = np.argmax(np.stack([1 - gray - white - fluid, gray, white, fluid]), axis=0).astype(np.uint8)
-    image = _change_contrast(t1, contrast, appearance)
+    change = _change_contrast if weighting == "t1" else _t2_contrast
+    image = change(t1, contrast, appearance)
     slice_axes = (axes_mm[0], axes_mm[1], axes_mm[2].reshape(-1, _SUBSLICES).mean(axis=1))
     image *= np.exp(bias * _smooth_field(slice_axes, _BIAS_MM, 1, acquisition)[0])
     image = _add_rician_noise(image, noise * acquisition.uniform(0.6, 1.4), acquisition)
@@ -328,13 +339,23 @@ def _change_contrast(t1: Floats, contrast: float, random: np.random.Generator) -
     return np.interp(t1, known, wanted).astype(np.float32)
 
 
+def _t2_contrast(t1: Floats, contrast: float, random: np.random.Generator) -> Floats:
+    """Map the template's T1 intensities to those of a patient's T2-weighted image; fluid becomes 1."""
+    gray = _MEAN_INTENSITY_T2["gray"] + contrast * random.uniform(-1.0, 1.0) / 2
+    white = min(_MEAN_INTENSITY_T2["white"] + contrast * random.uniform(-1.0, 1.0) / 2, gray - 0.05)
+    known = [0.0, *_TEMPLATE_INTENSITY.values(), 1.0]
+    wanted = [0.0, _MEAN_INTENSITY_T2["csf"], gray, white, 0.7 * white]
+    return np.interp(t1, known, wanted).astype(np.float32)
+
+
 def _add_rician_noise(image: Floats, sigma: float, random: np.random.Generator) -> Floats:
     """Magnitude of a complex signal with Gaussian noise of standard deviation ``sigma`` in both channels."""
     real, imaginary = sigma * random.standard_normal((2, *image.shape), dtype=np.float32)
     return np.hypot(image + real, imaginary)
 
 
-def _refuse_out_of_range(counts: Mapping[str, int], settings: Mapping[str, float]) -> None:
+def refuse_out_of_range(counts: Mapping[str, int], settings: Mapping[str, float]) -> None:
+    """Raise InputError naming a number of patients or a setting that no cohort can have."""
     for section, count in counts.items():
         lowest = 1 if section == "training" else 0
         if not lowest <= count < _PATIENTS_PER_SECTION:
@@ -347,7 +368,7 @@ def _refuse_out_of_range(counts: Mapping[str, int], settings: Mapping[str, float
             raise InputError(f"demo cohort, {name}", f"{value} is out of range", f"give {limit}")
 
 
-def _write_patient(out: Path, number: int, patient: VirtualPatient, *, with_label: bool) -> dict[str, str]:
+def write_patient(out: Path, number: int, patient: VirtualPatient, *, with_label: bool) -> dict[str, str]:
     """Write a patient's files; its entry of the datalist."""
     name = f"patient_{number}"
     entry = {"image": f"images/{name}.nii.gz", "patient": name}

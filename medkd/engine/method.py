@@ -28,6 +28,8 @@ class Method(nn.Module):
         optional_streams: names of further streams it can use.
         batch_coupled: True when a loss or layer couples the samples of a batch, so that several processes or
             accumulation only approximate the joint batch.
+        accumulates: False where micro-batches cannot stand for the large batch at all (several updates per step, image
+            pools); the trainer then refuses to accumulate.
     """
 
     paper: ClassVar[str] = ""
@@ -37,6 +39,7 @@ class Method(nn.Module):
     streams: ClassVar[tuple[str, ...]] = ("labeled",)
     optional_streams: ClassVar[tuple[str, ...]] = ()
     batch_coupled: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = True
 
     @property
     def deployed(self) -> nn.Module:

@@ -79,6 +79,8 @@ class MethodTrainer(Trainer):
             raise ConfigError("amp", f"{amp!r} is not a precision", "use false, 'bf16', 'fp16' or 'auto'")
         if accumulate < 1:
             raise ConfigError("accumulate", f"{accumulate} is below 1", "use 1 or more micro-batches per update")
+        if accumulate > 1 and not method.accumulates:
+            raise ConfigError("accumulate", f"{type(method).__name__} cannot accumulate gradients", "use accumulate=1")
         self.method = method
         self.optimizers = _by_role("optimizers", optimizers, method.roles)
         self.lr_schedulers = _by_role("lr_schedulers", lr_schedulers or {}, method.roles, complete=False)

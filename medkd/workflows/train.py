@@ -157,7 +157,8 @@ def training_cases(config: Mapping[str, Any]) -> Datalist | None:
     dataset_dir = Path(parser.get_parsed_content("dataset_dir"))
     if not dataset_dir.is_dir():
         raise ConfigError("dataset_dir", f"{dataset_dir} is not a folder", "set dataset_dir=FOLDER")
-    datalist = read_datalist(parser.get_parsed_content("datalist"), dataset_dir)
+    unpaired = bool(config["cases"].get("unpaired", False))
+    datalist = read_datalist(parser.get_parsed_content("datalist"), dataset_dir, unpaired=unpaired)
     fold = config.get("fold")
     if not datalist.section("training", fold=fold):
         raise ConfigError(datalist.where, "has no labeled case to train on", "list cases with labels under training")

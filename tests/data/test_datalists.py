@@ -323,3 +323,26 @@ def test_a_changed_copy_is_checked_like_a_new_datalist(folded: Datalist) -> None
     assert renamed.section("unlabeled")[0]["case"] == "q"
     with pytest.raises(InputError, match="leakage"):
         folded.model_copy(update={"test": [Case(image="q.nii.gz", patient="p0")]})
+
+
+def test_section_of_one_domain_holds_its_cases_only(folder):
+    cases = [labeled("a", "1", domain="CT"), labeled("b", "2", domain="MR"), labeled("c", "3", domain="MR")]
+    listed = read_datalist(save(folder, labels=LABELS, training=cases), unpaired=True)
+    assert [item["case"] for item in listed.section("training", domain="MR")] == ["b", "c"]
+    assert listed.section("test", domain="MR") == []
+    with pytest.raises(InputError, match="has no domain 'PET'"):
+        listed.section("training", domain="PET")
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        (labeled("b", "1", domain="MR"), "patient 1 is in domain CT and in domain MR"),
+        (labeled("b", "2"), r"training\[1\]: has no domain"),
+    ],
+)
+def test_pairs_are_refused_where_a_method_must_not_see_any(folder, second, problem):
+    path = save(folder, labels=LABELS, training=[labeled("a", "1", domain="CT"), second])
+    read_datalist(path)
+    with pytest.raises(InputError, match=problem):
+        read_datalist(path, unpaired=True)

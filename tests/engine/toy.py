@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from medkd.engine import Checkpoints, Method, MethodTrainer
 from medkd.losses.segmentation import dice_ce_loss
 
 CLASSES = 3
+SMALL = Path(__file__).parents[1] / "contract" / "small"
+LABELED_STREAMS = ("labeled", "source", "student", "teacher")
 per_sample_loss = partial(dice_ce_loss, per_sample=True)
 
 
@@ -28,8 +32,17 @@ def network(width: int = 4, *, norm: bool = False, seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(width, CLASSES, 1))
 
 
+def small(method_class: type[Method]) -> ModuleType | None:
+    """What a method's own file in tests/contract/small says of its networks and streams, if it has one."""
+    name = method_class.__module__.rsplit(".", 1)[-1]
+    return importlib.import_module(f"contract.small.{name}") if (SMALL / f"{name}.py").is_file() else None
+
+
 def method(method_class: type[Method], *, norm: bool = False, seed: int = 0, **arguments: Any) -> Method:
     """Any method built from small networks: its roles and frozen networks are the modules it asks for."""
+    own = small(method_class)
+    if own is not None:
+        return method_class(**{**own.arguments(method_class, norm=norm, seed=seed), **arguments})
     wanted = inspect.signature(method_class.__init__).parameters
     for index, name in enumerate((*method_class.roles, *method_class.frozen)):
         if name in wanted and name not in arguments:
@@ -53,9 +66,17 @@ def streams(
     method_class: type[Method], *, batch_size: int = 2, workers: int = 0, noise: bool = True, seed: int = 0
 ) -> Streams:
     transform = Compose([RandGaussianNoised("image", prob=1.0 if noise else 0.0, std=0.05)])
+    make = getattr(small(method_class), "items", None)
+
+    def of(name: str, index: int) -> list[dict[str, Any]]:
+        labeled = name in LABELED_STREAMS
+        if make is not None:
+            return make(name, labeled=labeled, seed=index)
+        return items(5 if labeled else 8, labeled=labeled, seed=index)
+
     sources = {
         name: Stream(
-            Dataset(items(5 if name == "labeled" else 8, labeled=name == "labeled", seed=index), transform),
+            Dataset(of(name, index), transform),
             batch_size,
             num_workers=workers,
         )
