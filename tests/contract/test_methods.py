@@ -60,14 +60,14 @@ def test_the_walk_finds_the_methods():
 
 @each_method
 def test_every_role_moves_and_frozen_networks_stay_bit_identical(method_class):
-    fresh = snapshot(toy.method(method_class, norm=True))
+    fresh = toy.method(method_class, norm=True)
     built, _ = train(method_class)
     for role in built.roles:
-        moved = [not torch.equal(fresh[f"{role}.{n}"], p) for n, p in built.get_submodule(role).named_parameters()]
-        assert all(moved), role
+        before, after = fresh.role_parameters(role), built.role_parameters(role)
+        assert before
+        assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), role
     for name in built.frozen:
-        for key, value in built.get_submodule(name).state_dict().items():
-            assert torch.equal(fresh[f"{name}.{key}"], value), f"{name}.{key}"
+        assert toy.same_state(fresh.get_submodule(name), built.get_submodule(name)), name
 
 
 @each_method
@@ -93,8 +93,8 @@ def test_bf16_runs(method_class):
 def test_the_deployed_network_alone_maps_an_image_to_its_output(method_class):
     built, trainer = train(method_class, epochs=1)
     network = trainer.network.eval()
-    output = network(torch.randn(2, 1, 8, 8))
-    assert output.shape == (2, 1 if method_class.task == "translation" else toy.CLASSES, 8, 8)
+    image, shape = toy.example(method_class)
+    assert network(image).shape == shape
     torch.jit.script(network)
     assert built.deployed is trainer.network
 
@@ -122,9 +122,9 @@ def test_accumulation_equals_the_large_batch_or_is_refused(method_class):
         toy.trainer(built, loader, epochs=1, epoch_length=2 * accumulate, accumulate=accumulate).run()
         return snapshot(built)
 
-    if "start_frac" in inspect.signature(method_class.__init__).parameters:
-        # The consistency weight ramps per iteration, so windows see slightly other weights: fix the weight.
-        arguments.update(start_frac=0.0, ramp_up_frac=0.0)
+    # Weights that ramp per iteration would differ between a window's micro-batches: fix them.
+    ramps = {"start_frac", "ramp_up_frac"} & set(inspect.signature(method_class.__init__).parameters)
+    arguments.update(dict.fromkeys(ramps, 0.0))
     for (name, large), small in zip(states(4, 1).items(), states(2, 2).values(), strict=True):
         torch.testing.assert_close(large, small, atol=1e-6, rtol=0, msg=name)
 
@@ -135,7 +135,7 @@ def test_every_method_says_where_it_comes_from(method_class):
     assert "Paper:" in module
     assert "Roles:" in module
     assert method_class.paper
-    assert method_class.task in {"segmentation", "classification", "detection", "translation"}
+    assert method_class.task in {"segmentation", "classification", "detection", "translation", "synthesis"}
 
 
 def joint_and_split(rank: int, port: int, names: list[str], pipe) -> None:

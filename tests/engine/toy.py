@@ -50,6 +50,15 @@ def method(method_class: type[Method], *, norm: bool = False, seed: int = 0, **a
     return method_class(**arguments)
 
 
+def example(method_class: type[Method]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """An input of the deployed network, and the shape of what comes out."""
+    own = getattr(small(method_class), "example", None)
+    if own is not None:
+        return own(method_class)
+    channels = 1 if method_class.task == "translation" else CLASSES
+    return torch.randn(2, 1, 8, 8), (2, channels, 8, 8)
+
+
 def items(count: int, *, labeled: bool, seed: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     made = []
