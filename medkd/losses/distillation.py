@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from medkd.losses.precision import at_least_float32
 from medkd.losses.shapes import require_same_shape
 
 
@@ -15,7 +16,7 @@ def soft_target_kl(
     The T² keeps gradient sizes comparable across temperatures. Sum over classes, mean over everything else.
 
     Args:
-        student_logits: (B, K, *S); computed in float32.
+        student_logits: (B, K, *S); computed in float32, in float64 if given so.
         teacher_logits: (B, K, *S); receives no gradient.
         temperature: T > 0; a 0-dim tensor if learned.
 
@@ -29,8 +30,8 @@ def soft_target_kl(
     """
     require_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
     require_positive(temperature)
-    student = torch.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = torch.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    student = torch.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = torch.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
     divergence = (teacher.exp() * (teacher - student)).sum(dim=1).mean()
     return divergence * temperature**2
 
@@ -43,7 +44,7 @@ def softened_mse(
     Without the T² its gradient at T = 20 is about 400 times smaller than with it, so that a weight near 1 does nothing.
 
     Args:
-        student_logits: (B, K, *S); computed in float32.
+        student_logits: (B, K, *S); computed in float32, in float64 if given so.
         teacher_logits: (B, K, *S); receives no gradient.
         temperature: T > 0.
         t_squared: multiply by T², as for soft targets.
@@ -58,8 +59,8 @@ def softened_mse(
     """
     require_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
     require_positive(temperature)
-    student = torch.softmax(student_logits.float() / temperature, dim=1)
-    teacher = torch.softmax(teacher_logits.detach().float() / temperature, dim=1)
+    student = torch.softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = torch.softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
     distance = (student - teacher).square().sum(dim=1).mean()
     return distance * temperature**2 if t_squared else distance
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from monai.losses import DiceCELoss
 
+from medkd.losses.precision import at_least_float32
 from medkd.losses.shapes import require_label_map
 
 _BATCH_WISE, _SAMPLE_WISE = (
@@ -29,7 +30,7 @@ def dice_ce_loss(logits: torch.Tensor, label: torch.Tensor, *, per_sample: bool 
     without a structure then does not disturb it. That couples the samples of a batch; ``per_sample`` does not.
 
     Args:
-        logits: (B, K, *S); computed in float32.
+        logits: (B, K, *S); computed in float32, in float64 if given so.
         label: (B, 1, *S) or (B, *S) class indices in [0, K).
         per_sample: take Dice per sample and class instead of over the batch.
 
@@ -42,4 +43,4 @@ def dice_ce_loss(logits: torch.Tensor, label: torch.Tensor, *, per_sample: bool 
     Source: Milletari et al. 2016, arXiv:1606.04797, with the constants of the mean-teacher code for segmentation.
     """
     target = require_label_map(logits, label).unsqueeze(1)
-    return (_SAMPLE_WISE if per_sample else _BATCH_WISE)(logits.float(), target)
+    return (_SAMPLE_WISE if per_sample else _BATCH_WISE)(at_least_float32(logits), target)

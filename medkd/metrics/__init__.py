@@ -1,4 +1,4 @@
-"""What a segmentation or a classifier is worth, and how sure that is."""
+"""What a segmentation, a classifier or a generated image is worth, and how sure that is."""
 
 from medkd.metrics.calibration import Calibration, measure_calibration, pool_calibration
 from medkd.metrics.cases import CaseScore, read_per_case, score_case, summarize, write_evaluation
@@ -7,10 +7,12 @@ from medkd.metrics.overlap import dice
 from medkd.metrics.roc import auc_difference, auc_interval, roc_auc
 from medkd.metrics.statistics import Interval, PairedResult, bootstrap_ci, paired_test, relative_score
 from medkd.metrics.surface import SurfaceScores, assd_mm, hd95_mm, surface_dice, surface_scores
+from medkd.metrics.synthesis import Estimate, fid, kid, ssim
 
 __all__ = [
     "Calibration",
     "CaseScore",
+    "Estimate",
     "Froc",
     "Interval",
     "PairedResult",
@@ -20,11 +22,13 @@ __all__ = [
     "auc_interval",
     "bootstrap_ci",
     "dice",
+    "fid",
     "find_detections",
     "find_lesions",
     "froc_curve",
     "froc_intervals",
     "hd95_mm",
+    "kid",
     "match_detections",
     "measure_calibration",
     "paired_test",
@@ -33,6 +37,7 @@ __all__ = [
     "relative_score",
     "roc_auc",
     "score_case",
+    "ssim",
     "summarize",
     "surface_dice",
     "surface_scores",

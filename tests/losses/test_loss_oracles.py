@@ -22,23 +22,24 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_dice_ce_equals_the_reference(inputs):
     a, _, y = inputs
-    assert dice_ce_loss(a, y).item() == pytest.approx(1.2499262964, abs=1e-6)
+    # MONAI takes the norm of a float32 label map, which costs 6e-9.
+    assert dice_ce_loss(a, y).item() == pytest.approx(1.2499262964, abs=2e-8)
 
 
 def test_probability_mse_equals_the_reference(inputs):
     a, b, _ = inputs
-    assert probability_mse(a, b).item() == pytest.approx(0.0590919022, abs=1e-7)
+    assert probability_mse(a, b).item() == pytest.approx(0.0590919022, abs=1e-10)
 
 
 def test_soft_target_kl_equals_the_reference_per_pixel_mean(inputs):
     a, b, _ = inputs
-    assert soft_target_kl(a, b, 1.0).item() == pytest.approx(0.7364805247, abs=1e-6)
+    assert soft_target_kl(a, b, 1.0).item() == pytest.approx(0.7364805247, abs=1e-9)
 
 
 def test_softened_mse_equals_the_reference_with_and_without_t_squared(inputs):
     a, b, _ = inputs
-    assert softened_mse(a, b, 20.0, t_squared=False).item() == pytest.approx(0.0009992104, abs=1e-8)
-    assert softened_mse(a, b, 20.0).item() == pytest.approx(0.0009992104 * 400, abs=1e-5)
+    assert softened_mse(a, b, 20.0, t_squared=False).item() == pytest.approx(0.0009992104, abs=1e-10)
+    assert softened_mse(a, b, 20.0).item() == pytest.approx(0.0799368298 * 5, abs=1e-9)
 
 
 def test_soft_target_kl_equals_a_loop():
