@@ -84,6 +84,7 @@ def show_card(name: Name, json_output: Json = False, verbose: Verbose = 0, quiet
         ("modality", card.modality),
         ("task", card.task),
         ("labels", ", ".join(f"{value}: {label}" for value, label in card.labels.items()) or "–"),
+        *[(f"scale {modality}", window) for modality, window in card.intensities.items()],
         ("holds", ", ".join(f"{count} {what}" for what, count in card.counts.items()) or "–"),
         ("licence", card.licence + verified),
         ("home page", card.home_page),
@@ -130,6 +131,13 @@ def prepare(
     labeled: Labeled = None,
     split: Annotated[SplitChoice | None, typer.Option(show_default=False, help="By default the best there is.")] = None,
     seed: Seed = 0,
+    modality: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME]", show_default=False, help="Only these; by default all.")
+    ] = None,
+    unpaired: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="One modality per patient; this one for all tests."),
+    ] = None,
     overwrite: Replace = False,
     json_output: Json = False,
     verbose: Verbose = 0,
@@ -149,7 +157,9 @@ def prepare(
     from medkd.data.prepare import prepare_dataset
 
     choice = cast('Literal["official", "published", "random"] | None', split and split.value)
-    datalist = prepare_dataset(load_card(name), root, labeled=labeled, seed=seed, split=choice)
+    datalist = prepare_dataset(
+        load_card(name), root, labeled=labeled, seed=seed, split=choice, modality=modality, unpaired=unpaired
+    )
     _finish(datalist, out, as_json=json_output)
 
 

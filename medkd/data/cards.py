@@ -119,6 +119,7 @@ class Card(_Strict):
         layout_tested: whether a test of ours builds that layout and prepares it.
         patient_key: regular expression with one group that finds the patient in a path.
         labels: integer label to name; for tasks other than segmentation, class to name.
+        intensities: modality to the window that images are scaled with before training, where that is not obvious.
         published_split: if there is one by patient.
         notes: what a user should know.
     """
@@ -137,11 +138,12 @@ class Card(_Strict):
     download_allowed: bool = False
     files: list[CardFile] = []
     counts: dict[Text, Annotated[int, Field(gt=0)]] = {}
-    layout: Literal["acdc", "msd", "ibsi_sts"] | None = None
+    layout: Literal["acdc", "chaos", "ibsi_sts", "mm_whs", "msd"] | None = None
     layout_patterns: dict[Text, Text] = {}
     layout_tested: bool = False
     patient_key: str | None = None
     labels: dict[int, Text] = {}
+    intensities: dict[Text, Text] = {}
     published_split: PublishedSplit | None = None
     notes: list[Text] = []
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,7 +26,48 @@ import albumentations
 from medkd.errors import ConfigError
 
 _MAX_SEED = 2**32
+SYMMETRIES = {
+    "e": ((1, 0), (0, 1)),
+    "r90": ((0, 1), (-1, 0)),
+    "r180": ((-1, 0), (0, -1)),
+    "r270": ((0, -1), (1, 0)),
+    "v": ((1, 0), (0, -1)),
+    "hvt": ((0, -1), (-1, 0)),
+    "h": ((-1, 0), (0, 1)),
+    "t": ((0, 1), (1, 0)),
+}
+"""Where each flip and turn moves (x, y) about the center, by albumentations' names; r90 turns counterclockwise."""
+_KEEP_THE_SHAPE = ("e", "r180", "v", "h")
+_FEW_CHANNELS = 4  # what OpenCV interleaves ten times faster than NumPy
 _CV_MASKS = (np.uint8, np.int16)  # what OpenCV warps by nearest neighbor, smallest first
+
+
+class FusedAffine(albumentations.Affine):
+    """``albumentations.Affine`` after one of the eight flips and quarter turns, with a single warp for all of it.
+
+    One interpolation instead of one per step is faster and blurs less. Takes the arguments of ``Affine`` (where the
+    scale is to be one for both axes say ``keep_ratio``); images and masks only. The flip or turn is drawn uniformly;
+    where height and width differ, of those four that keep the shape. For use in :class:`Albumented`, for example
+    ``FusedAffine(rotate=(-180, 180), scale=(0.8, 1.25), border_mode=cv2.BORDER_REFLECT_101, p=1)``.
+    """
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """What albumentations asks for before it warps: ``Affine``'s own, the matrix with the flip or turn before."""
+        height, width = params["shape"][:2]
+        symmetry = self.py_random.choice([name for name in SYMMETRIES if height == width or name in _KEEP_THE_SHAPE])
+        chosen: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+        x, y = (width - 1) / 2, (height - 1) / 2
+        (a, b), (c, d) = SYMMETRIES[symmetry]
+        about_the_center = np.array([[a, b, x - a * x - b * y], [c, d, y - c * x - d * y], [0, 0, 1]])
+        return chosen | {"symmetry": symmetry, "matrix": chosen["matrix"] @ about_the_center}
+
+    def apply_to_bboxes(self, bboxes: Any, *args: Any, **params: Any) -> Any:
+        """Boxes are not supported."""
+        raise NotImplementedError("FusedAffine warps images and masks; use albumentations.D4 and Affine for boxes")
+
+    def apply_to_keypoints(self, keypoints: Any, *args: Any, **params: Any) -> Any:
+        """Points are not supported."""
+        raise NotImplementedError("FusedAffine warps images and masks; use albumentations.D4 and Affine for points")
 
 
 class Albumented(MapTransform, Randomizable):
@@ -92,8 +134,7 @@ class Albumented(MapTransform, Randomizable):
         made = self.pipeline(**given)
         for position, key in enumerate(images):
             rows = made[_image_name(position)]
-            rows = rows[..., None] if rows.ndim == 2 else rows
-            item[key] = _like(item[key], np.ascontiguousarray(np.moveaxis(rows, -1, 0)))
+            item[key] = _like(item[key], _channels_first(rows))
         for position, key in enumerate(masks):
             rows = made[f"mask_{position}"]
             item[key] = _like(item[key], rows[None] if item[key].ndim == 3 else rows)
@@ -135,10 +176,21 @@ def _image_to_rows(key: Hashable, value: Any) -> npt.NDArray[Any]:
         raise ValueError(f"Albumented: the image {key!r} has the shape {array.shape}, not (C, H, W)")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"Albumented: the image {key!r} is {array.dtype}; use uint8, or floating point from 0 to 1")
-    rows = np.moveaxis(array, 0, -1)
-    return np.array(
-        rows if rows.dtype == np.uint8 else rows.astype(np.float32), order="C"
-    )  # a copy: some work in place
+    return _channels_last(array if array.dtype == np.uint8 else array.astype(np.float32))
+
+
+def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(C, H, W) to (H, W, C), always a copy: some transforms work in place."""
+    if 1 < len(array) <= _FEW_CHANNELS and array.size:
+        return cv2.merge(list(array))
+    return np.array(np.moveaxis(array, 0, -1), order="C")
+
+
+def _channels_first(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(H, W, C) or (H, W) to (C, H, W)."""
+    if rows.ndim == 3 and 1 < rows.shape[2] <= _FEW_CHANNELS and rows.size:
+        return np.stack(cv2.split(rows))
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(*rows.shape[:2], -1), -1, 0))
 
 
 def _mask_to_rows(key: Hashable, value: Any) -> npt.NDArray[Any]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 from medkd.data.acdc import CineFrames, acdc_cases, acdc_cine, find_acdc
 from medkd.data.cards import Card, PublishedSplit
+from medkd.data.chaos import chaos_cases, find_chaos
 from medkd.data.datalist_rules import refuse_missing_files
 from medkd.data.datalists import Case, Datalist
 from medkd.data.make import image_shape
+from medkd.data.mm_whs import SLICE_LABELS, mm_whs_slices, mm_whs_volumes
 from medkd.data.nnunet import nnunet_label_names, read_json
-from medkd.data.splits import split_datalist
+from medkd.data.splits import keep_one_domain, split_datalist
 from medkd.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ VALIDATION_FRACTION, TEST_FRACTION = 0.1, 0.2
 """Of the patients, where the dataset or the literature gives no split."""
 
 _Cases = dict[str, list[Case]]
+_WITH_DOMAINS = ("chaos", "ibsi_sts", "mm_whs")
 
 
 def prepare_dataset(
@@ -36,10 +40,12 @@ def prepare_dataset(
     split: SplitChoice | None = None,
     cine_frames: CineFrames = None,
     modality: str | None = None,
+    unpaired: str | None = None,
 ) -> Datalist:
     """Check a dataset's files against its card and list them, split by patient.
 
-    Headers are read, voxels are not: `medkd data check` does that.
+    Headers are read, voxels are not: `medkd data check` does that. (CHAOS and the slices of MM-WHS are read whole the
+    first time, because their labels are converted.)
 
     Args:
         card: the dataset's card.
@@ -51,7 +57,9 @@ def prepare_dataset(
             ``"published"`` takes the card's, ``"random"`` draws 70 % / 10 % / 20 % of the patients, stratified. By
             default official where there is one, otherwise random.
         cine_frames: ACDC only: frames between the labelled ones that become ``unlabeled``.
-        modality: IBSI STS only: ``"CT"`` or ``"MR_T1"``; by default both, told apart by ``domain``.
+        modality: only these of several modalities, comma-separated; by default all, told apart by ``domain``.
+        unpaired: the modality to test on where patients have several: then every patient keeps the images of one.
+            See :func:`medkd.data.splits.keep_one_domain`.
 
     Raises:
         ConfigError: the card has no layout, or a choice that this dataset does not offer.
@@ -62,18 +70,41 @@ def prepare_dataset(
         raise ConfigError(f"dataset {card.name}", "has no layout that medkd prepares", "use `medkd data make`")
     if cine_frames is not None and card.layout != "acdc":
         raise ConfigError("--cine", f"{card.name} has no cine", "leave it out")
-    if modality is not None and card.layout != "ibsi_sts":
-        raise ConfigError("--modality", f"{card.name} has one modality", "leave it out")
+    if card.layout not in _WITH_DOMAINS:
+        for option, value in (("--modality", modality), ("--unpaired", unpaired)):
+            if value is not None:
+                raise ConfigError(option, f"{card.name} has one modality", "leave it out")
     if not root.is_dir():
         raise InputError(root, "is not a folder", card.how_to_get)
-    found = {
+    if card.layout == "mm_whs" and (slices := mm_whs_slices(root)):
+        return _prepare_slices(card, root, slices, labeled, split, modality, unpaired)
+    names = card.labels
+    if card.layout == "chaos":
+        found, names = _find_chaos(card, root, modality)
+    else:
+        found = _find(card, root, cine_frames, modality)
+    whole = _datalist(
+        card, root, {**found, "training": [*found["training"], *found.get("test", [])], "test": []}, names
+    )
+    refuse_missing_files(whole)
+    _refuse_other_shapes(whole)
+    datalist = _split(card, found, whole, labeled, seed, split)
+    return datalist if unpaired is None else keep_one_domain(datalist, unpaired, seed=seed)
+
+
+def _find(card: Card, root: Path, cine_frames: CineFrames, modality: str | None) -> _Cases:
+    finders: dict[str | None, Callable[[], _Cases]] = {
         "acdc": lambda: _find_acdc(card, root, cine_frames),
         "msd": lambda: _find_msd(card, root),
         "ibsi_sts": lambda: _find_ibsi_sts(card, root, modality),
-    }[card.layout]()
-    whole = _datalist(card, root, {**found, "training": [*found["training"], *found.get("test", [])], "test": []})
-    refuse_missing_files(whole)
-    _refuse_other_shapes(whole)
+        "mm_whs": lambda: _find_mm_whs(card, root, modality),
+    }
+    return finders[card.layout]()
+
+
+def _split(
+    card: Card, found: _Cases, whole: Datalist, labeled: int | None, seed: int, split: SplitChoice | None
+) -> Datalist:
     field = "group" if any("group" in (case.model_extra or {}) for case in whole.training) else None
     chosen = split or ("official" if found.get("test") else "random")
     if chosen == "published":
@@ -83,17 +114,19 @@ def prepare_dataset(
             whole, labeled=labeled, validation=VALIDATION_FRACTION, test=TEST_FRACTION, seed=seed, stratify_by=field
         )
     if not found.get("test"):
-        raise ConfigError("--split", f"{root} has no patients set apart for testing", "use random, or published if any")
-    official = _datalist(card, root, found)
+        raise ConfigError(
+            "--split", f"{whole.dataset_dir} has no patients set apart for testing", "use random, or published if any"
+        )
+    official = whole.model_copy(update={"training": found["training"], "test": found["test"]})
     return split_datalist(official, labeled=labeled, validation=VALIDATION_FRACTION, seed=seed, stratify_by=field)
 
 
-def _datalist(card: Card, root: Path, sections: _Cases) -> Datalist:
+def _datalist(card: Card, root: Path, sections: _Cases, labels: dict[int, str]) -> Datalist:
     return Datalist.model_validate(
         {
             "name": card.name,
             "modality": card.modality,
-            "labels": {str(value): name for value, name in sorted(card.labels.items())},
+            "labels": {str(value): name for value, name in sorted(labels.items())},
             "licence": card.licence,
             "reference": card.citation,
             "dataset_dir": root,
@@ -164,16 +197,70 @@ def _find_ibsi_sts(card: Card, root: Path, modality: str | None) -> _Cases:
     cases = []
     for path in sorted(root.glob("*/*_image.nii.gz")):
         domain = path.name.removesuffix("_image.nii.gz")
-        if modality is not None and domain != modality:
-            continue
         image = path.relative_to(root).as_posix()
         label = image.replace("_image.nii.gz", "_mask.nii.gz")
         cases.append(Case(image=image, label=label, patient=_patient(card, root, image), domain=domain))
     if not cases:
-        problem = f"holds no file like STS_001/{modality or 'CT'}_image.nii.gz"
-        raise InputError(root, problem, card.how_to_get)
+        raise InputError(root, "holds no file like STS_001/CT_image.nii.gz", card.how_to_get)
     _compare_counts(card, {"patients": len({case.patient for case in cases})})
-    return {"training": cases}
+    return _only(modality, {"training": cases})
+
+
+def _find_mm_whs(card: Card, root: Path, modality: str | None) -> _Cases:
+    found = mm_whs_volumes(root)
+    if not found:
+        problem = "holds neither a file like ct_train_1001_image.nii.gz nor a folder like ct_train_tfs"
+        raise InputError(root, problem, card.how_to_get)
+    counts = Counter(case.domain for case in found["training"])
+    _compare_counts(card, {f"{domain} volumes with labels": counts[domain] for domain in ("CT", "MR")})
+    return _only(modality, found)
+
+
+def _prepare_slices(
+    card: Card,
+    root: Path,
+    found: _Cases,
+    labeled: int | None,
+    split: SplitChoice | None,
+    modality: str | None,
+    unpaired: str | None,
+) -> Datalist:
+    """The slices of MM-WHS that PnP-AdaNet released, in the parts they were released in."""
+    for option, value in (("--labeled", labeled), ("--split", split), ("--unpaired", unpaired)):
+        if value not in (None, "official"):
+            problem = "these slices do not say which patient they are of, so only the release's own split is sound"
+            raise ConfigError(option, problem, "leave it out, or prepare the challenge's volumes")
+    return _datalist(card, root, _only(modality, found), SLICE_LABELS)
+
+
+def _find_chaos(card: Card, root: Path, modality: str | None) -> tuple[_Cases, dict[int, str]]:
+    series = find_chaos(root)
+    if not series:
+        raise InputError(root, "holds no folder like CT/1/DICOM_anon or MR/1/T2SPIR/DICOM_anon", card.how_to_get)
+    if modality is not None:
+        wanted = _wanted(modality, {one.domain for one in series})
+        series = [one for one in series if one.domain in wanted]
+    for kind in ("CT", "MR"):
+        if patients := {one.patient for one in series if one.domain.startswith(kind)}:
+            _compare_counts(card, {f"{kind} patients": len(patients)})
+    return chaos_cases(root, series)
+
+
+def _only(modality: str | None, found: _Cases) -> _Cases:
+    """The cases of some modalities."""
+    if modality is None:
+        return found
+    wanted = _wanted(modality, {case.domain or "" for cases in found.values() for case in cases})
+    return {section: [case for case in cases if case.domain in wanted] for section, cases in found.items()}
+
+
+def _wanted(modality: str, present: set[str]) -> set[str]:
+    wanted = {name.strip() for name in modality.split(",")}
+    if missing := sorted(wanted - present):
+        raise ConfigError(
+            "--modality", f"there is no image of {missing[0]}", f"choose from {', '.join(sorted(present))}"
+        )
+    return wanted
 
 
 def _patient(card: Card, root: Path, path: str) -> str:
@@ -195,6 +282,8 @@ def _compare_counts(card: Card, found: dict[str, int]) -> None:
 def _refuse_other_shapes(datalist: Datalist) -> None:
     for _, _, case in datalist.entries():
         image = datalist.resolve(case.image)
+        if image.is_dir():  # a DICOM series, read when its label map was made
+            continue
         shape = image_shape(image)
         if len(shape) != (3 if case.frame is None else 4):
             raise InputError(image, f"has {len(shape)} dimensions {shape}", "take the original file")

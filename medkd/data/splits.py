@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medkd.data.datalist_rules import SECTIONS
+from medkd.data.datalist_rules import SECTIONS, TRAIN_SIDE
 from medkd.data.datalists import Case, Datalist
 from medkd.errors import ConfigError, InputError
 
@@ -64,6 +64,49 @@ def split_datalist(
         _assign_folds(datalist.where, sections, folds, field, seed)
     if labeled is not None:
         _keep_labels(datalist.where, sections, labeled, field, seed)
+    return datalist.model_copy(update={**sections, "path": None})
+
+
+def keep_one_domain(datalist: Datalist, domain: str, *, seed: int = 0) -> Datalist:
+    """Make paired data unpaired: every patient keeps the images of one domain.
+
+    The patients to train on are divided evenly between their domains, those with labels and those without by
+    themselves. Validation and test keep the cases of ``domain``.
+
+    Args:
+        datalist: with patients that have images of several domains; it is not changed.
+        domain: what to validate and test on.
+        seed: of the division.
+
+    Raises:
+        ConfigError: no image is of that domain, or no patient has two domains.
+    """
+    if domain not in datalist.domains:
+        remedy = f"choose from {', '.join(datalist.domains) or 'datasets of several modalities'}"
+        raise ConfigError("--unpaired", f"there is no image of {domain}", remedy)
+    domains: dict[str, set[str]] = defaultdict(set)
+    for _, _, case in datalist.entries():
+        domains[case.patient].add(case.domain or "")
+    if all(len(own) == 1 for own in domains.values()):
+        raise ConfigError("--unpaired", "every patient has images of one modality already", "leave it out")
+    kept: dict[str, str] = {}
+    given: Counter[str] = Counter()
+    for section in TRAIN_SIDE:
+        here: Counter[str] = Counter()
+        fresh = {case.patient: "" for case in datalist.cases(section) if case.patient not in kept}
+        for patient in stratified_order(fresh, f"{seed}:unpaired:{section}"):
+            chosen = min(sorted(domains[patient]), key=lambda name: (here[name], given[name]))
+            kept[patient] = chosen
+            here[chosen] += 1
+            given[chosen] += 1
+    sections: dict[str, list[Case]] = {
+        name: [
+            case
+            for case in datalist.cases(name)
+            if case.domain == (kept[case.patient] if name in TRAIN_SIDE else domain)
+        ]
+        for name in SECTIONS
+    }
     return datalist.model_copy(update={**sections, "path": None})
 
 

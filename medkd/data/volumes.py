@@ -244,20 +244,44 @@ def write_segmentation(
     Raises:
         InputError: another ending; a shape, affine or value that cannot be stored.
     """
-    path, array = Path(path), np.asarray(array)
+    array = np.asarray(array)
+    _write(Path(path), _narrow(Path(path), array), affine, like)
+
+
+def write_image(
+    path: str | Path, array: npt.NDArray[Any], affine: npt.ArrayLike | None = None, like: Volume | None = None
+) -> None:
+    """Write intensities as float32, otherwise as :func:`write_segmentation` does.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; its folder must exist.
+        array: (X, Y, Z) finite numbers.
+        affine: (4, 4), voxel to RAS mm; that of ``like`` if left out.
+        like: the image it was made from; its shape (and, if both are given, affine) must agree.
+
+    Raises:
+        InputError: another ending; a shape, affine or value that cannot be stored.
+    """
+    array = np.asarray(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(path, "has values that are not finite", "write finite intensities")
+    _write(Path(path), array, affine, like)
+
+
+def _write(path: Path, array: npt.NDArray[Any], affine: npt.ArrayLike | None, like: Volume | None) -> None:
     if affine is None and like is None:
         raise InputError(path, "cannot be placed in space", "give the affine or the image it belongs to")
     matrix = np.array(like.affine if affine is None and like is not None else affine, dtype=np.float64)
     check_affine(matrix, path)
     if array.ndim != 3:
-        raise InputError(path, f"a segmentation of shape {array.shape} is not a volume", "give (X, Y, Z)")
+        raise InputError(path, f"an array of shape {array.shape} is not a volume", "give (X, Y, Z)")
     if like is not None:
         difference = grid_difference(array.shape, matrix, like.array.shape, like.affine)
         if difference is not None:
             raise InputError(path, f"does not lie on {like.where}: {difference}", "resample it onto the image first")
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(path, "is not a NIfTI name", "end it in .nii or .nii.gz")
-    image = Nifti1Image(_narrow(path, array), matrix)
+    image = Nifti1Image(array, matrix)
     image.header.set_xyzt_units("mm")
     image.set_sform(matrix, code=1)
     image.set_qform(matrix, code=1)

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 
 import albumentations
+import cv2
 import numpy as np
 import pytest
 import torch
+from albumentations.augmentations.geometric.functional import d4
 from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose
 
 from medkd.data.augment import PlainCompose
-from medkd.data.patch_augment import Albumented
+from medkd.data.patch_augment import SYMMETRIES, Albumented, FusedAffine
 from medkd.data.streams import Stream
 from medkd.errors import ConfigError
 
@@ -116,6 +119,68 @@ def test_several_images_and_kinds_of_arrays():
     np.testing.assert_allclose(made["scaled"].numpy() * 255, made["image"], atol=1e-3)
     np.testing.assert_array_equal(made["image"][0], 10 * made["mask"])
     np.testing.assert_array_equal(item["image"], given["image"].numpy())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_channels_keep_their_order(channels):
+    image = np.random.default_rng(0).integers(0, 256, (channels, 12, 12), dtype=np.uint8)
+    made = Albumented([albumentations.HorizontalFlip(p=1)])({"image": image})["image"]
+    np.testing.assert_array_equal(made, image[..., ::-1])
+
+
+class TestFusedAffine:
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+
+    @staticmethod
+    def drawn(transform, shape, seed):
+        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return transform.get_params_dependent_on_data({"shape": shape}, {})
+
+    def test_without_rotation_and_scale_it_is_exactly_a_flip_or_turn(self):
+        fused = FusedAffine(p=1)
+        seen = set()
+        for seed in range(60):
+            params = self.drawn(fused, self.image.shape, seed)
+            np.testing.assert_array_equal(fused.apply(self.image, **params), d4(self.image, params["symmetry"]))
+            seen.add(params["symmetry"])
+        assert seen == set(SYMMETRIES)
+
+    def test_one_warp_is_the_turn_followed_by_the_warp(self):
+        picture = cv2.GaussianBlur(self.image, (0, 0), 3)
+        ranges = {"rotate": (-30, 30), "scale": (0.8, 1.25), "shear": (-8, 8), "translate_percent": (-0.1, 0.1)}
+        fused, affine = (kind(**ranges, p=1) for kind in (FusedAffine, albumentations.Affine))
+        for seed in range(12):
+            params = self.drawn(fused, picture.shape, seed)
+            one = fused.apply(picture, **params)
+            (a, b), (c, d) = SYMMETRIES[params["symmetry"]]
+            middle = 19.5
+            turn = np.array([[a, b, middle - (a + b) * middle], [c, d, middle - (c + d) * middle], [0, 0, 1]])
+            matrix = params["matrix"] @ np.linalg.inv(turn)
+            two = affine.apply(d4(picture, params["symmetry"]), **(params | {"matrix": matrix}))
+            assert np.abs(one.astype(int) - two).max() <= 4  # OpenCV places samples on 1/32 of a pixel
+
+    def test_oblong_patches_keep_their_shape(self):
+        fused = FusedAffine(p=1)
+        seen = {self.drawn(fused, (20, 30, 3), seed)["symmetry"] for seed in range(40)}
+        assert seen == {"e", "r180", "v", "h"}
+        oblong = self.image[:20, :30]
+        for seed in range(8):
+            params = self.drawn(fused, oblong.shape, seed)
+            np.testing.assert_array_equal(fused.apply(oblong, **params), d4(oblong, params["symmetry"]))
+
+    def test_masks_move_along_and_the_seed_decides(self):
+        augment = Albumented([FusedAffine(rotate=(-30, 30), scale=(0.8, 1.2), p=1)], "image", "mask")
+        first, other, again = (augment.set_random_state(seed=seed)(patch()) for seed in (1, 2, 1))
+        assert torch.equal(first["image"], again["image"])
+        assert torch.equal(first["mask"], again["mask"])
+        assert not torch.equal(first["image"], other["image"])
+        assert set(first["mask"].unique().tolist()) <= {0, 1, 7}
+        inside = first["mask"][0] > 0
+        assert abs(first["image"][0][inside].float() - 10 * first["mask"][0][inside]).median() <= 1
+
+    def test_boxes_and_points_are_refused(self):
+        with pytest.raises(NotImplementedError, match="images and masks"):
+            FusedAffine(p=1)(image=self.image, keypoints=np.zeros((1, 5), np.float32))
 
 
 def test_one_channel_stays_one_channel_and_sizes_may_change():

@@ -81,9 +81,9 @@ def sizes(datalist: Datalist) -> dict[str, int]:
     return {section: len(patients) for section, patients in datalist.patients.items() if patients}
 
 
-def test_a_layout_is_called_tested_only_if_this_file_builds_it() -> None:
+def test_a_layout_is_called_tested_only_if_tests_build_it() -> None:
     tested = {card.name for card in list_cards() if card.layout_tested}
-    assert tested == {"acdc", "msd_hippocampus", "msd_spleen", "msd_lung", "msd_heart", "ibsi_sts"}
+    assert tested == {"acdc", "msd_hippocampus", "msd_spleen", "msd_lung", "msd_heart", "ibsi_sts", "mm_whs", "chaos"}
 
 
 def test_acdc_is_tested_on_its_testing_folder(acdc: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_sarcoma_image_without_mask_is_refused(tmp_path: Path) -> None:
         ("acdc", {"modality": "CT"}, ConfigError, "has one modality"),
         ("ibsi_sts", {"split": "official"}, ConfigError, "no patients set apart"),
         ("ibsi_sts", {"split": "published"}, ConfigError, "no split of ibsi_sts is published"),
-        ("ibsi_sts", {"modality": "PET"}, InputError, "holds no file like STS_001/PET_image"),
+        ("ibsi_sts", {"modality": "PET"}, ConfigError, "no image of PET; choose from CT, MR_T1"),
         ("ibsi_sts", {"labeled": 99}, InputError, "not 99"),
         ("acdc", {}, InputError, "holds no folder like training/patient001"),
         ("msd_heart", {}, InputError, "holds neither dataset.json"),
