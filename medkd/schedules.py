@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 
 def sigmoid_ramp_up(position: float, length: float) -> float:
@@ -47,3 +48,30 @@ def ema_decay(step: int, decay: float) -> float:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"decay must be in [0, 1), got {decay}")
     return min(1.0 - 1.0 / (step + 1), decay)
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """A learning rate's factor: 1 until ``start``, then straight down to 0 at ``stop``; for torch's ``LambdaLR``.
+
+    Args:
+        start: step after which it falls.
+        stop: step at which it is 0.
+
+    Raises:
+        ValueError: If not 0 <= start < stop.
+
+    Source: Zhu et al. 2017, arXiv:1703.10593, section 4: constant for half of the training, then linear.
+    """
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        """Check the steps."""
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"start and stop must be 0 <= start < stop, got {self.start} and {self.stop}")
+
+    def __call__(self, step: int) -> float:
+        """The factor after ``step`` steps, in [0, 1]."""
+        return min(1.0, max(0.0, (self.stop - step) / (self.stop - self.start)))

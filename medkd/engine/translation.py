@@ -72,7 +72,9 @@ class TranslationMethod(Method):
         self.generators = generators
         self.critics = critics
         self.ema = ema_copy(generators)
-        self.watch = CriticWatch(("source", "target"), steps=collapse_steps)
+        self.watch = CriticWatch(
+            ("the critic of the source images", "the critic of the target images"), steps=collapse_steps
+        )
         self.decay = decay
         self.direction = direction
 

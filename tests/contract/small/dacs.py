@@ -1,0 +1,15 @@
+"""DACS without what is drawn for each batch: the mixed term."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine import toy
+
+
+def arguments(method_class: type, *, norm: bool, seed: int) -> dict[str, Any]:
+    return {"student": toy.network(4, norm=norm, seed=seed)}
+
+
+def quiet(method_class: type) -> dict[str, Any]:
+    return {"segmentation_loss": toy.per_sample_loss, "consistency_weight": 0.0}
