@@ -23,6 +23,7 @@ from medkd.cli.options import (
 
 if TYPE_CHECKING:
     from medkd.data.volumes import Volume
+    from medkd.deploy.quantize import Int8Export
     from medkd.workflows.failures import Failure
 
 Image = Annotated[
@@ -152,9 +153,9 @@ def predict(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Segment volumes, each in its own geometry.
+    """Segment or translate volumes, each in its own geometry.
 
-    Writes <name>_seg.nii.gz for every input.
+    Writes <name>_seg.nii.gz for every input; a model that translates writes <name>_translated.nii.gz.
 
     A bad case never stops the others: it is one line here and a row in failures.csv, and the exit code is 1.
     """
@@ -283,6 +284,19 @@ def export(
     output_format: Annotated[ExportFormat, typer.Option("--format", show_default=False, help="What to write.")],
     out: Annotated[Path, typer.Option(metavar="F", show_default=False, help="The file to write.")],
     image: Image = None,
+    int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers (onnx); needs --calibration.")] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            show_default=False,
+            help="Real data for --int8: a datalist, a folder of tiles or volumes, a slide, a volume.",
+        ),
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(metavar="UM", show_default=False, help="µm per pixel of a slide to calibrate with.")
+    ] = None,
+    dataset_dir: DatasetDir = None,
     trust: Trust = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     json_output: Json = False,
@@ -292,6 +306,10 @@ def export(
     """Export a network and prove that it stayed the same.
 
     The file is loaded again and compared with the network on windows of a real image before it gets its name.
+
+    With --int8 the file is about as good, not the same: on data it was not calibrated with, AUC or Dice may fall by
+    half a point. A datalist calibrates with its training section and compares on the labels of its validation section;
+    other data have no labels, so that only agreement is known. A file that fails is not written.
     """
     from medkd.cli import output
 
@@ -302,6 +320,21 @@ def export(
 
     if out.exists() and not overwrite:
         raise ConfigError(out, "exists", "choose another name, or pass --overwrite")
+    if int8:
+        from medkd.deploy.quantize import export_int8
+
+        if output_format is not ExportFormat.onnx or calibration is None or image is not None:
+            raise ConfigError("--int8", "goes with --format onnx and --calibration, not --image", "add real data")
+        quantized = export_int8(
+            load_bundle(model, trust=trust), out, calibration, slide_mpp=slide_mpp, dataset_dir=dataset_dir
+        )
+        if json_output:
+            output.print_json(quantized)
+        else:
+            output.print_facts(_int8_facts(quantized))
+        return
+    if calibration is not None or slide_mpp is not None or dataset_dir is not None:
+        raise ConfigError("--calibration, --slide-mpp, --dataset-dir", "are for --int8", "add --int8, or leave it out")
     result = export_model(
         load_bundle(model, trust=trust), out, output_format=output_format.value, image=_read_image(image)
     )
@@ -320,6 +353,27 @@ def export(
             ),
         ]
     )
+
+
+def _int8_facts(result: Int8Export) -> list[tuple[str, Any]]:
+    from medkd.cli import output
+
+    gate = result.gate
+    facts: list[tuple[str, Any]] = [
+        ("file", result.path),
+        ("size", f"{output.bytes_text(result.size_bytes)}, in float32 {output.bytes_text(result.float32_bytes)}"),
+        ("calibrated on", result.calibrated_on),
+        ("compared on", result.compared_on),
+    ]
+    if gate.drop is not None:
+        facts += [(gate.metric or "", f"{gate.int8:.4f}, in float32 {gate.float32:.4f}")]
+        facts += [("drop", f"{100 * gate.drop:+.2f} points (0.50 allowed)")]
+    facts += [("same class", f"{100 * gate.agreement:.2f} %")]
+    if gate.probability_difference is not None:
+        facts += [("mean difference of a probability", f"{gate.probability_difference:.2g}")]
+    if gate.drop is None:
+        facts += [("accuracy", "not known: these data have no labels, only agreement was checked")]
+    return facts
 
 
 def _windows(shape: tuple[int, ...]) -> str:

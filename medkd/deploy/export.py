@@ -116,12 +116,30 @@ def _write_torchscript(network: torch.nn.Module, windows: torch.Tensor, file: Pa
 
 
 def _write_onnx(network: torch.nn.Module, windows: torch.Tensor, file: Path) -> None:
+    write_onnx(network, windows[:2], file, input_name="image")
+
+
+def write_onnx(network: torch.nn.Module, sample: torch.Tensor, file: Path, *, input_name: str) -> None:
+    """Write a network as ONNX, for any batch size, with the output ``pred``.
+
+    Args:
+        network: in eval mode.
+        sample: input of it, at least two.
+        file: to write.
+        input_name: of the input.
+
+    Raises:
+        ConfigError: the network cannot be exported.
+    """
+    if len(sample) < 2:
+        sample = torch.cat([sample, sample])[:2]  # of one, the exporter would fix the batch size
+
     def export() -> None:
         torch.onnx.export(
             network,
-            (windows[:2],),
+            (sample,),
             str(file),
-            input_names=["image"],
+            input_names=[input_name],
             output_names=["pred"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             dynamo=True,

@@ -87,10 +87,10 @@ class Job:
 
 @dataclass(frozen=True)
 class BundleNetwork:
-    """A bundle's network, loaded by the process that needs it, once.
+    """A bundle's network, or an int8 export of one, loaded by the process that needs it, once.
 
     Attributes:
-        path: the bundle's folder.
+        path: the bundle's folder, or the export's file.
         sha256: of what it computes with, see :func:`network_hash`; another content is refused.
         trust: hash of a bundle whose code is beyond the allow-list.
         device: auto, cpu or cuda[:N].
@@ -112,17 +112,32 @@ class BundleNetwork:
 
 @lru_cache(maxsize=1)
 def _load_network(source: BundleNetwork) -> nn.Module:
+    if source.path.suffix == ".onnx":
+        from medkd.deploy.onnx_network import OnnxTiles
+
+        network = OnnxTiles(source.path)
+        _require_content(source, network_hash(source.path))
+        return network
     from medkd.deploy.bundle import load_bundle
     from medkd.workflows.devices import choose_device
 
     bundle = load_bundle(source.path, trust=source.trust, device=choose_device(source.device))
-    if network_hash(bundle.path) != source.sha256:
-        raise ConfigError(source.path, "was replaced while the batch ran", "start the batch again with --resume")
+    _require_content(source, network_hash(bundle.path))
     return bundle.network
 
 
+def _require_content(source: BundleNetwork, found: str) -> None:
+    if found != source.sha256:
+        raise ConfigError(source.path, "was replaced while the batch ran", "start the batch again with --resume")
+
+
 def network_hash(bundle: Path) -> str:
-    """SHA-256 over the files of a bundle that its predictions depend on: weights, inference configuration, scripts."""
+    """SHA-256 over the files of a bundle that its predictions depend on: weights, inference configuration, scripts.
+
+    Of an exported file, of the file.
+    """
+    if bundle.is_file():
+        return hashlib.sha256(bundle.read_bytes()).hexdigest()
     digest = hashlib.sha256()
     files = [
         *sorted((bundle / "models").glob("model.*")),

@@ -50,7 +50,8 @@ def predict_slides(
     One slide is worked on in this process, several on local worker processes, or on a running dask cluster.
 
     Args:
-        model: bundle folder, or a run folder with one; its metadata.json says what it expects of a tile.
+        model: bundle folder, or a run folder with one; its metadata.json says what it expects of a tile. Or a file
+            that ``medkd export --int8`` wrote, which computes on the CPU.
         slides: files.
         out: output folder; must be absent or empty unless ``resume`` or ``overwrite``.
         slides_csv: a table with the columns ``slide`` and, optionally, ``mpp``.
@@ -267,6 +268,15 @@ def _load(
     from medkd.deploy.slide_bundle import slide_task
     from medkd.workflows.devices import choose_device
 
+    model = Path(model)
+    if model.suffix == ".onnx":
+        from medkd.deploy.onnx_network import OnnxTiles
+
+        if device not in ("auto", "cpu"):
+            raise ConfigError("--device", f"is {device}, but {model.name} computes on the CPU", "leave --device out")
+        model = model.absolute()
+        task = OnnxTiles(model).task
+        return BundleNetwork(model, network_hash(model), None, "cpu"), task, model.stem
     if cluster is None:
         choose_device(device)
     bundle = load_bundle(model, trust=trust)

@@ -32,8 +32,26 @@ Step = tuple[
 ]  # whose output (None: the image, "": no module's), into which module, and nowhere else
 
 
-class TileNetwork(nn.Module):
-    """A network that takes raw tiles: (B, S, S, 3) uint8 RGB → what the network gives, in float32.
+class RawTileNetwork(nn.Module):
+    """A network that takes raw tiles: (B, S, S, 3) uint8 RGB → float32 logits; normalizing them is its own work.
+
+    Attributes:
+        mean: per channel, of RGB scaled to 0..1, that it normalizes with.
+        std: per channel, of RGB scaled to 0..1.
+        size: side of the tiles it was made for.
+        device: where it computes.
+        dtype: what it computes in.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+class TileNetwork(RawTileNetwork):
+    """A network made ready for raw tiles: (B, S, S, 3) uint8 RGB → what the network gives, in float32.
 
     One thread at a time may call it.
 
@@ -88,6 +106,11 @@ class TileNetwork(nn.Module):
     def folded_input(self) -> bool:
         """Whether the normalization of the image is part of the first convolution."""
         return self.padding is not None
+
+    @property
+    def stem(self) -> str:
+        """Name of the convolution that the normalization is part of; empty where it is part of none."""
+        return self._stem if self.folded_input else ""
 
     @torch.inference_mode()
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch import nn
 from medkd.errors import ConfigError
 from medkd.nets.precision import computes_in_bf16
 from medkd.wsi.class_map import ClassMap
-from medkd.wsi.fold import TileNetwork
+from medkd.wsi.fold import RawTileNetwork, TileNetwork
 from medkd.wsi.prediction import Activation, Heatmap, SlidePrediction, Task, TileTask
 from medkd.wsi.stitch import Lattice, Stitcher, tile_heatmap
 from medkd.wsi.tile_stream import tile_batches
@@ -67,7 +67,8 @@ def predict_slide(
     Args:
         network: (B, 3, S, S) images, normalized → (B, K) logits, or (B, K, S, S) for a segmentation. It is copied;
             BatchNorm and the normalization of the image are folded where that changes nothing. For many slides, give
-            what :func:`prepare_network` makes of it, which spares that work.
+            what :func:`prepare_network` makes of it, which spares that work, or an int8 export
+            (:class:`medkd.deploy.onnx_network.OnnxTiles`).
         slide: the slide.
         grid: its tiles.
         classes: K names; of a segmentation, the first is background.
@@ -160,8 +161,8 @@ def prepare_network(
     )
 
 
-def _prepared(network: nn.Module, expects: TileTask, device: torch.device, amp: bool | str) -> TileNetwork:
-    if not isinstance(network, TileNetwork):
+def _prepared(network: nn.Module, expects: TileTask, device: torch.device, amp: bool | str) -> RawTileNetwork:
+    if not isinstance(network, RawTileNetwork):
         return prepare_network(network, expects, device=device, amp=amp)
     given, wanted = (network.mean, network.std), (expects.mean, expects.std)
     if given != wanted:
@@ -184,7 +185,7 @@ def _precision(amp: bool | str, device: torch.device) -> torch.dtype:
 
 
 @torch.inference_mode()
-def _probabilities(tiles: TileNetwork, pixels: NDArray[np.uint8], expects: TileTask) -> NDArray[np.float32]:
+def _probabilities(tiles: RawTileNetwork, pixels: NDArray[np.uint8], expects: TileTask) -> NDArray[np.float32]:
     batch = torch.from_numpy(pixels)
     if tiles.device.type == "cuda":
         logits = tiles(batch.pin_memory().to(tiles.device, non_blocking=True))

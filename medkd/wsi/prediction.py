@@ -94,7 +94,7 @@ class SlidePrediction:
         failed: level-0 x, y and the reason, for each tile without a prediction.
         heatmap: class probabilities on a coarse grid; None without a single predicted tile.
         class_map: of a segmentation, the class of every pixel, on disk.
-        precision: ``float32`` or ``bfloat16``, what the network computed in.
+        precision: ``float32``, ``bfloat16`` or ``int8``, what the network computed in.
         device: where it computed, for example ``cpu``.
         seconds: how long it took, by part: ``total``, ``waiting`` (for tiles), ``network``.
     """
