@@ -17,6 +17,8 @@ from medkd.errors import ConfigError, TrainingError
 from medkd.losses.contextual import contextual_loss
 from medkd.losses.segmentation import dice_ce_loss
 from medkd.methods.cmedl import CMEDL
+from medkd.methods.unit import UNIT
+from medkd.nets.translators import VAETranslator
 
 
 def context() -> StepContext:
@@ -190,6 +192,25 @@ def test_a_resumed_run_is_bit_exact(tmp_path):
     pools = [built.i2i.pools["target"].get_extra_state() for built in (straight, resumed)]
     assert len(pools[0]) == 3
     assert torch.equal(*pools)
+
+
+def test_unit_serves_as_the_translator():
+    def critic() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3, padding=1))
+
+    torch.manual_seed(0)
+    i2i = UNIT(
+        nn.ModuleDict({name: VAETranslator(width=2, blocks=1) for name in ("to_target", "to_source")}),
+        nn.ModuleDict({name: critic() for name in ("source", "target")}),
+    )
+    built = toy.method(CMEDL, i2i=i2i)
+    before = [parameter.clone() for parameter in built.parameters()]
+    trainer = toy.trainer(built, toy.streams(CMEDL), epochs=1, epoch_length=1)
+    trainer.run()
+    assert {"reconstruction_loss", "contextual_loss", "hint_loss"} <= set(trainer.state.output)
+    pairs = zip(before, built.named_parameters(), strict=True)
+    still = {name for old, (name, new) in pairs if torch.equal(old, new) and not name.startswith("i2i.ema")}
+    assert all(name.startswith("feature_network") for name in still), still
 
 
 def test_checkpoints_hold_every_network_once():
