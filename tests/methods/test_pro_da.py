@@ -67,7 +67,10 @@ def test_steps_equal_a_hand_written_loop():
         return network[:-1](image)
 
     def distances(features, prototypes):
-        return torch.stack([(features - p.reshape(1, -1, 1, 1)).norm(dim=1) for p in prototypes], 1)
+        far = torch.full_like(features[:, 0], 1e4)  # a class without prototype
+        return torch.stack(
+            [far if p.isinf().any() else (features - p.reshape(1, -1, 1, 1)).norm(dim=1) for p in prototypes], 1
+        )
 
     def losses(batch, progress, generator):
         loss = dice_ce_loss(student(batch["source"]["image"]), batch["source"]["label"])
@@ -75,7 +78,7 @@ def test_steps_equal_a_hand_written_loop():
         if progress >= 0.3 and "labeler" not in state:
             labeler, images = copy.deepcopy(student), torch.cat(state["images"])
             features, best = features_of(labeler, images).detach(), labeler(images).argmax(1)
-            means = [features.movedim(1, -1)[best == c].mean(0) for c in range(toy.CLASSES)]
+            means = [features.movedim(1, -1)[best == c].mean(0).nan_to_num(torch.inf) for c in range(toy.CLASSES)]
             state.update(labeler=labeler, teacher=copy.deepcopy(student), prototypes=torch.stack(means))
         if "labeler" not in state:
             state["images"].append(target)
@@ -91,11 +94,12 @@ def test_steps_equal_a_hand_written_loop():
         cross = -(one_hot * log_p).sum(1).mean()
         reverse = -(p * one_hot.clamp(1e-4, 1).log()).sum(1).mean()
         ours = torch.log_softmax(-distances(features_of(student, strong), prototypes), 1)
-        consistency = (assignment * (assignment.log() - ours)).mean()
+        consistency = (torch.xlogy(assignment, assignment) - assignment * ours).mean()
         regularizer = -log_p.mean() - np.log(toy.CLASSES)
         best = teacher(target).argmax(1)
         for c in best.unique().tolist():
-            prototypes[c] = 0.9 * prototypes[c] + 0.1 * weak.movedim(1, -1)[best == c].mean(0)
+            mean = weak.movedim(1, -1)[best == c].mean(0)
+            prototypes[c] = mean if prototypes[c].isinf().any() else 0.9 * prototypes[c] + 0.1 * mean
         return {"student": loss + 0.1 * cross + reverse + 10 * consistency + 0.1 * regularizer}
 
     def after(batch, step):
