@@ -11,6 +11,9 @@ in interleaved rounds (process CPU time, medians), and prints one JSON line.
 - ``wsinfer``: the functions of its ``patchlib`` where wsinfer is installed, otherwise the same steps of 0.6.1
   re-enacted, which needs shapely: thumbnail of 2048 pixels, saturation, closing, polygons, a tree of tile centers.
 
+Beside ``medkd``, ``medkd_with_ink`` does not look for pen marks, and ``medkd_otsu`` takes the plain threshold of
+tiatoolbox for a mask, so that the same work is compared: reading, one threshold, the grid.
+
 Proof: the tiles that medkd and tiatoolbox's loop keep from one and the same mask must be the same; and how well the
 masks (Dice with the drawn islands) and the kept tiles (intersection over union with medkd's) of all agree.
 """
@@ -24,6 +27,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ from medkd.wsi.tissue import TissueMask, find_tissue
 
 GOALS = {"tiatoolbox": 5.0, "wsinfer": 10.0}
 MPP, SIZE, TILE_MPP, MIN_TISSUE = 0.25, 256, 0.5, 0.5
+DOWNSAMPLE = 32  # of the masks: 8 µm per pixel
 TILE_LEVEL0 = round(SIZE * TILE_MPP / MPP)
 DOWNSAMPLES = {"levels_1_4_16": (1, 4, 16), "levels_1_4_16_32": (1, 4, 16, 32)}  # scanners make the one or the other
 JPEG_TILE = 256
@@ -92,17 +97,23 @@ def level(picture: np.ndarray, inside: np.ndarray, side: int, downsample: int) -
     return JpegLevel(length, length, tiles, (JPEG_TILE, JPEG_TILE), (MPP * downsample, MPP * downsample))
 
 
-def medkd(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def medkd(path: Path, find: Callable[[Slide], TissueMask] = find_tissue) -> tuple[np.ndarray, np.ndarray]:
     """Mask at its own resolution, and the corners of the tiles."""
     with Slide(path, mpp=MPP) as slide:
-        tissue = find_tissue(slide)
+        tissue = find(slide)
         grid = TileGrid.build(slide, size=SIZE, mpp=TILE_MPP, min_tissue=MIN_TISSUE, tissue=tissue)
     return tissue.mask, grid.coords
 
 
+def below_otsu(slide: Slide) -> TissueMask:
+    gray = cv2.cvtColor(slide.thumbnail(slide.dimensions[0] // DOWNSAMPLE), cv2.COLOR_RGB2GRAY)
+    threshold, _ = cv2.threshold(gray, 0, 255, cv2.THRESH_OTSU)
+    return TissueMask(gray < threshold, MPP * DOWNSAMPLE, DOWNSAMPLE)
+
+
 def tiatoolbox(path: Path) -> tuple[np.ndarray, np.ndarray]:
     slide = openslide.OpenSlide(path)
-    wanted = 8.0 / MPP
+    wanted = DOWNSAMPLE
     best = slide.get_best_level_for_downsample(wanted + 1e-6)
     pixels = np.array(slide.read_region((0, 0), best, slide.level_dimensions[best]))
     size = tuple(round(length / wanted) for length in slide.dimensions)
@@ -191,6 +202,11 @@ def wsinfer_reenacted(path: Path, shapely: Any) -> tuple[np.ndarray, np.ndarray]
     return mask, np.array(centers)[np.sort(tree.query(tissue, predicate="contains"))] - half
 
 
+def ratios(seconds: dict[str, float], arm: str) -> dict[str, float]:
+    """How many times the peers' time one of ours takes."""
+    return {peer: round(seconds[peer] / seconds[arm], 1) for peer in GOALS if peer in seconds}
+
+
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union of two sets of corners."""
     a, b = {tuple(corner) for corner in one.tolist()}, {tuple(corner) for corner in other.tolist()}
@@ -205,7 +221,7 @@ def dice(mask: np.ndarray, truth: np.ndarray) -> float:
 def same_tiles_of_one_mask(path: Path) -> bool:
     with Slide(path, mpp=MPP) as slide:
         mask = find_tissue(slide).mask
-        tissue = TissueMask(mask, 8.0, 8.0 / MPP)
+        tissue = TissueMask(mask, MPP * DOWNSAMPLE, DOWNSAMPLE)
         ours = TileGrid.build(
             slide, size=SIZE, mpp=TILE_MPP, min_tissue=MIN_TISSUE + 1e-3, tissue=tissue, border="drop"
         )
@@ -219,7 +235,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     cv2.setNumThreads(1)
-    loops: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {"medkd": medkd, "tiatoolbox": tiatoolbox}
+    loops: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
+        "medkd": medkd,
+        "medkd_with_ink": lambda path: medkd(path, partial(find_tissue, exclude_pen=False)),
+        "medkd_otsu": lambda path: medkd(path, below_otsu),
+        "tiatoolbox": tiatoolbox,
+    }
     how = {"tiatoolbox": "re-enacted", "wsinfer": "not installed"}
     if (found := wsinfer_steps()) is not None:
         how["wsinfer"], loops["wsinfer"] = found
@@ -239,7 +260,9 @@ def main() -> None:
                 median = {name: statistics.median(values) for name, values in times.items()}
                 results[path.stem] = {
                     "ms": {name: round(1e3 * seconds, 1) for name, seconds in median.items()},
-                    "ratio": {name: round(median[name] / median["medkd"], 1) for name in loops if name != "medkd"},
+                    "ratio": ratios(median, "medkd"),
+                    "ratio_with_ink": ratios(median, "medkd_with_ink"),
+                    "ratio_otsu": ratios(median, "medkd_otsu"),
                     "tiles": {name: len(output[1]) for name, output in outputs.items()},
                     "mask_dice_with_truth": {
                         name: round(dice(output[0], truth), 3) for name, output in outputs.items()

@@ -288,7 +288,8 @@ def area_fractions(
     Returns:
         float32 (rows x columns,), row by row.
     """
-    integral = cv2.integral(mask.astype(np.uint8))  # 32 bits: enough for masks of 2 gigapixels
+    pixels = np.ascontiguousarray(mask, bool).view(np.uint8)
+    integral = cv2.integral(pixels)  # 32 bits: enough for masks of 2 gigapixels
     # Between its corners the integral of a pixel is bilinear, so interpolating it is exact; first along y, then x.
     left, top = np.asarray(x, np.float64), np.asarray(y, np.float64)
     strips = _interpolate(integral, (top + size) / downsample) - _interpolate(integral, top / downsample)

@@ -58,6 +58,8 @@ _PEN_MIN_UM2 = 5_000.0
 _PEN_FRINGE_UM = 150.0  # how far paler ink reaches around what is surely ink
 _LEVEL_USED_AS_IS = 1.5  # a level up to this factor off the wanted resolution is not resampled
 _SAME_LEVEL = 0.005  # scanners reduce by whole factors and drop odd last pixels
+_ROWS_READ = 128  # of the mask at once
+_PIXELS_IN_CACHE = 2**16  # worked on at once
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
@@ -123,11 +125,12 @@ def find_tissue(
     pixels, downsample = _read_coarse(slide, mpp)
     own_mpp = slide.mpp * downsample
     color, threshold = _neutral(pixels)
-    hsv = cv2.cvtColor(color, cv2.COLOR_RGB2HSV)  # hue in steps of 2 degrees
-    pen = _ink(hsv, own_mpp) if exclude_pen else None
-    mask = _stained(color, hsv, threshold, own_mpp, exclude_fat)
+    stain = [((0, math.floor(255 * threshold) + 1, _DARKEST_TISSUE), (180, 255, 255))]
+    saturated, surely_ink = _in_ranges(color, stain, _SURELY_INK if exclude_pen else ())
+    mask = _stained(saturated, color, own_mpp, exclude_fat)
+    pen = _ink(surely_ink, color, own_mpp) if exclude_pen else None
     if pen is not None:
-        mask = np.where(pen, np.uint8(0), mask)
+        mask[pen] = 0
     tissue = _without_specks(mask, own_mpp, min_area_um2, max_hole_um2, ink=pen)
     return TissueMask(tissue, own_mpp, downsample, pen)
 
@@ -160,41 +163,52 @@ def read_tissue(path: str | Path, slide: Slide, *, mpp: float = DEFAULT_MPP) -> 
     return TissueMask(image > image.max() / 2, slide.mpp * downsample, downsample)
 
 
-def _ink(hsv: Image, mpp: float) -> Mask:
+def _ink(surely: Image, color: Image, mpp: float) -> Mask:
     """Blue, green, red and black ink: strokes of colors that stained tissue does not have.
 
     What is surely ink must cover some area; paler ink around it then counts too.
     """
     smallest = _PEN_MIN_UM2 / mpp**2
-    quarter = _any_range(hsv[::2, ::2], _SURELY_INK)
-    if cv2.countNonZero(quarter) < smallest / 8:  # half of what a stroke has there: most slides end here
-        return np.zeros(hsv.shape[:2], bool)
-    surely = _large_parts(_any_range(hsv, _SURELY_INK), smallest)
-    if not surely.any():
-        return surely.astype(bool)
-    near = cv2.dilate(surely, _disk(_PEN_FRINGE_UM / mpp))
-    fringe = (near & _any_range(hsv, _MAYBE_INK)) | surely
-    return cv2.dilate(fringe, _disk(1.0)).astype(bool)  # its outermost pixel is half glass
+    enough = cv2.countNonZero(surely) >= smallest  # most slides end here
+    strokes = _large_parts(surely, smallest) if enough else np.zeros_like(surely)
+    if not strokes.any():
+        return strokes.view(bool)
+    near = cv2.dilate(strokes, _disk(_PEN_FRINGE_UM / mpp))
+    (maybe,) = _in_ranges(color, _MAYBE_INK)
+    fringe = (near & maybe) | strokes
+    return cv2.dilate(fringe, _disk(1.0)).view(bool)  # its outermost pixel is half glass
 
 
-def _any_range(hsv: Image, ranges: Sequence[_Range]) -> Image:
-    """1 where a pixel lies within any of the ranges, which include both ends; 0 elsewhere."""
-    within: Image = np.zeros(hsv.shape[:2], np.uint8)
-    for lowest, highest in ranges:
-        within = cv2.bitwise_or(within, cv2.inRange(hsv, np.array(lowest), np.array(highest)))
-    return within & 1
+def _in_ranges(color: Image, *groups: Sequence[_Range]) -> list[Image]:
+    """For each group of ranges (at most 8 in all) 1 where a pixel lies within any, ends included; 0 elsewhere."""
+    tables = np.zeros((3, 256), np.uint8)  # a bit for every range that a value of hue, saturation or value lies in
+    group_bits, bit = [0] * len(groups), 1
+    for group, ranges in enumerate(groups):
+        for limits in ranges:
+            for table, low, high in zip(tables, *limits, strict=True):
+                table[low : high + 1] |= bit
+            group_bits[group] |= bit
+            bit <<= 1
+    found: list[Image] = [np.empty(color.shape[:2], np.uint8) for _ in groups]
+    rows = max(1, _PIXELS_IN_CACHE // color.shape[1])
+    for top in range(0, len(color), rows):
+        hsv = cv2.split(cv2.cvtColor(color[top : top + rows], cv2.COLOR_RGB2HSV))
+        hue, saturation, value = map(cv2.LUT, hsv, tables)
+        within: Image = cv2.bitwise_and(cv2.bitwise_and(hue, saturation), value)
+        for mask, bits in zip(found, group_bits, strict=True):
+            np.not_equal(within & bits, 0, out=mask[top : top + rows].view(bool))
+    return found
 
 
-def _stained(image: Image, hsv: Image, threshold: float, mpp: float, exclude_fat: bool) -> Image:
-    """1 where it is more saturated than the threshold (0 to 1) or finely structured, in one piece over small gaps."""
-    least = (0, math.floor(255 * threshold) + 1, _DARKEST_TISSUE)
-    mask = _any_range(hsv, [(least, (180, 255, 255))])
+def _stained(saturated: Image, color: Image, mpp: float, exclude_fat: bool) -> Image:
+    """1 where it is saturated or finely structured, in one piece over small gaps."""
     # Fibers and nuclei in tissue that is itself as pale as glass: darker than all around them within 20 µm or so.
     width = 2 * max(1, round(_JOINED_UM / mpp)) + 1
     square = np.ones((width, width), np.uint8)
-    structure = cv2.morphologyEx(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.MORPH_BLACKHAT, square)
-    _, structured = cv2.threshold(structure, _STRUCTURE - 1, 1, cv2.THRESH_BINARY)
-    mask = cv2.bitwise_or(mask, structured)
+    gray = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
+    structure = cv2.morphologyEx(gray, cv2.MORPH_BLACKHAT, square, dst=gray)
+    _, structured = cv2.threshold(structure, _STRUCTURE - 1, 1, cv2.THRESH_BINARY, dst=structure)
+    mask = cv2.bitwise_or(saturated, structured, dst=structured)
     if not exclude_fat:
         clean = _large_parts(mask, 3)
         return _morphology(cv2.MORPH_CLOSE, clean, _WIDEST_FAT_UM / mpp)
@@ -208,12 +222,12 @@ def _morphology(operation: int, mask: Image, radius: float) -> Image:
     disk = _disk(radius)
     border = len(disk)
     padded = cv2.copyMakeBorder(mask, border, border, border, border, cv2.BORDER_REPLICATE)
-    return cv2.morphologyEx(padded, operation, disk)[border:-border, border:-border]
+    return cv2.morphologyEx(padded, operation, disk, dst=padded)[border:-border, border:-border]
 
 
 def _without_specks(mask: Image, mpp: float, min_area_um2: float, max_hole_um2: float, *, ink: Mask | None) -> Mask:
     """The mask without small holes and small pieces; holes that touch the border or hold ink are not filled."""
-    image = mask.copy()
+    image = mask.astype(np.uint8)
     pieces, holes = _areas(image)
     smallest, largest = min_area_um2 / mpp**2, max_hole_um2 / mpp**2
     for hole in holes:
@@ -224,7 +238,7 @@ def _without_specks(mask: Image, mpp: float, min_area_um2: float, max_hole_um2: 
     for piece in pieces.values():
         if piece.area < smallest:
             cv2.drawContours(image, [piece.contour], 0, 0, cv2.FILLED)
-    return image.astype(bool)
+    return image.view(bool)
 
 
 def _large_parts(image: Image, min_pixels: float) -> Image:
@@ -271,8 +285,7 @@ def _neutral(image: Image) -> tuple[Image, float]:
     """
     lowest, highest = _SATURATION_OF_STAIN
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // _ENOUGH_TO_SEE_A_TINT))
-    sample = image[::step, ::step]
-    red, green, blue = cv2.split(sample)
+    planes = red, green, blue = [image[::step, ::step, channel].copy() for channel in range(3)]
     brightest = np.maximum(np.maximum(red, green), blue)
     strength = brightest - np.minimum(np.minimum(red, green), blue)
     glass = (brightest >= _BRIGHT) & (strength <= _COLORLESS)
@@ -283,7 +296,7 @@ def _neutral(image: Image) -> tuple[Image, float]:
     if deviation > _UNIFORM:
         return image, lowest
     threshold = min(max(_DEVIATIONS * deviation / 255, lowest), highest)
-    color = np.median(sample[glass], axis=0)
+    color = np.array([np.median(plane[glass]) for plane in planes])
     if np.ptp(color) <= 1:
         return image, threshold
     table = np.arange(256)[:, None] * (color.max() / color)
@@ -299,9 +312,12 @@ def _read_coarse(slide: Slide, mpp: float) -> tuple[Image, float]:
     """The whole slide at about ``mpp``, and the level-0 pixels per pixel of it."""
     downsample = _choose_downsample(slide.level_downsamples, mpp / slide.mpp)
     width, height = (math.ceil(length / downsample) for length in slide.dimensions)
-    pixels, valid = slide.read_region(0, 0, (width, height), mpp=slide.mpp * downsample)
-    if valid is not None:
-        pixels[~valid] = slide.background
+    pixels: Image = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS_READ):
+        strip = pixels[top : top + _ROWS_READ]
+        strip[:], valid = slide.read_region(0, top * downsample, (width, len(strip)), mpp=slide.mpp * downsample)
+        if valid is not None:
+            strip[~valid] = slide.background
     return pixels, downsample
 
 
