@@ -27,10 +27,11 @@ from medkd.nets.critic_watch import CriticWatch
 
 
 class AdaptSegNet(Method):
-    """Student: L_seg + adversarial_weight · BCE(D(p_t), source). Critic: (BCE(D(p_s), source) + BCE(D(p_t), target)) / 2.
+    """L_seg + adversarial_weight · BCE(D(p_t), source) for the student; the critic D names the domain of p_s and p_t.
 
-    Both gradients are taken at the same networks, then both are updated. The paper's optimizers: SGD 2.5e-4 with poly
-    decay 0.9 for the student, Adam 1e-4 with betas (0.9, 0.99) for the critic.
+    The critic minimizes half of BCE(D(p_s), source) + BCE(D(p_t), target) on detached maps. Both gradients are taken at
+    the same networks, then both are updated. The paper's optimizers: SGD 2.5e-4 with poly decay 0.9 for the student,
+    Adam 1e-4 with betas (0.9, 0.99) for the critic.
 
     Args:
         student: (B, C, *S) → logits (B, K, *S).

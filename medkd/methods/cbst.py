@@ -34,8 +34,9 @@ from medkd.nets.recent_images import RecentImages
 class CBST(Method):
     """L = L_seg(source) + pseudo_weight · CE(target, pseudo-labels), in rounds.
 
-    The pseudo-label is argmax_c p_c / exp(-k_c) where that exceeds 1. exp(-k_c) is the confidence that the r most confident share of the elements predicted as c exceeds; r grows from
-    ``portion`` by ``portion_step`` a round up to ``largest_portion``. Start from a student trained on the source.
+    The pseudo-label is argmax_c p_c / exp(-k_c) where that exceeds 1. exp(-k_c) is the confidence that the r most
+    confident share of the elements predicted as c exceeds; r grows from ``portion`` by ``portion_step`` a round up to
+    ``largest_portion``. Start from a student trained on the source.
 
     Args:
         student: (B, C, *S) → logits (B, K, *S).
