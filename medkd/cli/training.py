@@ -110,6 +110,10 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", show_default=False, help="As train::trainer::max_epochs=5."),
     ] = None,
+    overlay: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="NAME|FILE", show_default=False, help="Another configs/*.json of the bundle, on top."),
+    ] = None,
     run_dir: RunDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --run-dir stopped.")] = False,
     overwrite: Overwrite = False,
@@ -141,6 +145,7 @@ def train(
     folder = run(
         config_or_bundle,
         values,
+        overlays=overlay or [],
         run_dir=run_dir,
         resume=resume,
         overwrite=overwrite,

@@ -11,7 +11,6 @@ from typing import Any
 from medkd.data.atomic import atomic_write
 from medkd.data.datalists import Datalist, read_datalist
 from medkd.data.demo import demo_mri
-from medkd.data.shipped import shipped_folder
 from medkd.data.volumes import read_volume
 from medkd.deploy.bundle import load_bundle
 from medkd.deploy.profile import Cost, profile_bundles
@@ -21,7 +20,8 @@ from medkd.report.html import write_report
 from medkd.workflows.evaluate import evaluate
 from medkd.workflows.predict import predict
 from medkd.workflows.run_folder import CONFIG
-from medkd.workflows.train import deploy, train
+from medkd.workflows.train import train
+from medkd.workflows.trained_bundle import deploy
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ def quickstart(out: str | Path, *, device: str = "auto", seed: int = 0) -> dict[
     overrides = {"dataset_dir": str(datalist_file.parent.resolve())}
     train(BUNDLE, overrides, run_dir=out, device=device, seed=seed)
     logger.info("3/4 training a student of the same size on the labeled images alone")
-    overlay = shipped_folder("bundles") / BUNDLE / "configs" / "supervised.json"
-    supervised = json.loads(overlay.read_text(encoding="utf-8"))
-    plain = {key.replace("#", "::"): value for key, value in supervised.items()}
-    train(BUNDLE, {**overrides, **plain}, run_dir=out / "supervised", device=device, seed=seed)
+    train(BUNDLE, overrides, overlays=["supervised"], run_dir=out / "supervised", device=device, seed=seed)
 
     logger.info("4/4 scoring all three on patients that no training has seen")
     bundles = {

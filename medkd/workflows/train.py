@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,15 +22,14 @@ from monai.bundle import ConfigParser
 from medkd.data.check import require_trainable
 from medkd.data.datalists import Datalist, read_datalist
 from medkd.data.shipped import shipped_folder
-from medkd.deploy.bundle import write_bundle
-from medkd.deploy.classifier import classification_metadata
-from medkd.deploy.metadata import segmentation_metadata
 from medkd.deploy.trust import read_config, require_trust
 from medkd.engine.processes import is_main_process, start_processes, stop_processes
 from medkd.errors import ConfigError, MedkdError, TrainingError
 from medkd.report.html import write_report
 from medkd.workflows import run_folder
-from medkd.workflows.overrides import apply_overrides
+from medkd.workflows.image_train import require_one_size
+from medkd.workflows.overrides import SEPARATOR, apply_overrides
+from medkd.workflows.trained_bundle import deploy
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ def train(
     config_or_bundle: str | Path,
     overrides: Mapping[str, Any] | None = None,
     *,
+    overlays: Sequence[str | Path] = (),
     run_dir: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -52,7 +52,8 @@ def train(
 
     Args:
         config_or_bundle: a bundle folder, the name of a shipped bundle, or a training configuration file.
-        overrides: MONAI id → value.
+        overrides: MONAI id → value; they have the last word.
+        overlays: configuration files that change the first one, in order: files, or names of files beside it.
         run_dir: the run folder; ``runs/<bundle>-<time>`` by default.
         resume: go on with the run in ``run_dir``.
         overwrite: replace the run in ``run_dir``.
@@ -78,9 +79,9 @@ def train(
     run_dir = Path(run_dir or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
     several = under_torchrun or devices > 1
-    files = [file, file.with_name("multi_gpu_train.json")] if several else [file]
-    if several and not files[1].is_file():
-        raise ConfigError(files[1], "is missing", "add this overlay to train with several processes")
+    files = [file, *(overlay_file(file, overlay) for overlay in overlays)]
+    if several:
+        files.append(overlay_file(file, "multi_gpu_train"))
     chosen = dict(overrides or {})
     chosen.update({"fold": fold} if fold is not None else {}, **({"seed": seed} if seed is not None else {}))
     if device != "auto":
@@ -131,13 +132,31 @@ def training_file(config_or_bundle: str | Path) -> Path:
     return file
 
 
-def merged_config(files: list[Path]) -> dict[str, Any]:
-    """Files merged in order, expressions unevaluated.
+def overlay_file(file: Path, overlay: str | Path) -> Path:
+    """A configuration file that changes ``file``: a path, or the name of one beside it.
 
     Raises:
-        ConfigError: If this is not a training configuration with a run folder.
+        ConfigError: There is none; those beside ``file`` are listed.
+    """
+    path = Path(overlay)
+    if path.suffix == ".json" and path.is_file():
+        return path
+    beside = file.with_name(path.name if path.suffix == ".json" else f"{path.name}.json")
+    if beside == file or not beside.is_file():
+        others = {"inference", "metadata", file.stem}
+        known = sorted(found.stem for found in file.parent.glob("*.json") if found.stem not in others)
+        raise ConfigError(f"overlay {overlay}", "is not a file", f"beside {file.name} there are {known}")
+    return beside
+
+
+def merged_config(files: list[Path]) -> dict[str, Any]:
+    """Files merged in order, expressions unevaluated; ids of overlays such as ``train#method`` take their place.
+
+    Raises:
+        ConfigError: If this is not a training configuration with a run folder, or an overlay's id is not in it.
     """
     config = read_config(*files)
+    apply_overrides(config, {key: config.pop(key) for key in list(config) if "#" in key or SEPARATOR in key})
     for needed in ("run_dir", "resume", "initialize", "run"):
         if needed not in config:
             raise ConfigError(files[0], f"defines no {needed!r}", "use a training configuration of medkd's bundles")
@@ -160,10 +179,25 @@ def training_cases(config: Mapping[str, Any]) -> Datalist | None:
     unpaired = bool(config["cases"].get("unpaired", False))
     datalist = read_datalist(parser.get_parsed_content("datalist"), dataset_dir, unpaired=unpaired)
     fold = config.get("fold")
-    if not datalist.section("training", fold=fold):
+    if config.get("task") == "translation":
+        _require_both_domains(parser, datalist)
+    elif not datalist.section("training", fold=fold):
         raise ConfigError(datalist.where, "has no labeled case to train on", "list cases with labels under training")
     require_trainable(datalist)
+    if config.get("task") == "classification":
+        require_one_size(parser, datalist)
     return datalist
+
+
+def _require_both_domains(parser: ConfigParser, datalist: Datalist) -> None:
+    """Refuse a datalist without images of a domain to translate between, before anything is written."""
+    fold = parser.get_parsed_content("fold")
+    for name in ("source_domain", "target_domain"):
+        domain = parser.get_parsed_content(name)
+        if not any(datalist.section(section, fold=fold, domain=domain) for section in ("training", "unlabeled")):
+            raise ConfigError(
+                name, f"{datalist.where} has no image of {domain!r} to train on", f"set {name} to one of its domains"
+            )
 
 
 def _run(config: Mapping[str, Any]) -> None:
@@ -246,83 +280,6 @@ def finish(run_dir: Path, config: Mapping[str, Any], datalist: Datalist | None) 
         weights = torch.load(weights_file, map_location="cpu", weights_only=True)
         deploy(run_dir / "bundle", config, datalist, weights)
     write_report(run_dir)
-
-
-def deploy(out: Path, config: Mapping[str, Any], datalist: Datalist, weights: Mapping[str, torch.Tensor]) -> Path:
-    """Write weights of a configuration's ``network_def`` as a MONAI inference bundle."""
-    recipe = {**config, "labels": {str(index): name for index, name in datalist.label_names.items()}}
-    return write_bundle(
-        out,
-        train_config=recipe,
-        weights=weights,
-        metadata=deployed_metadata(recipe, datalist),
-        readme=_readme(config, datalist),
-        overwrite=True,
-    )
-
-
-def deployed_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str, Any]:
-    """metadata.json of the network a run has trained."""
-    if recipe.get("task") == "classification":
-        return _classifier_metadata(recipe, datalist)
-    method = str(recipe["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
-    network = recipe["network_def"]
-    multiple = 2 ** (len(network.get("filters") or network.get("channels") or (1, 1, 1, 1, 1)) - 1)
-    return segmentation_metadata(
-        name=f"{datalist.name or 'medical image'} segmentation ({method} student)",
-        task="segmentation",
-        description=f"A segmentation network trained with {method} by medkd.",
-        labels=recipe["labels"],
-        modality=str(datalist.modality or "unknown"),
-        spatial_shape=[f"{2 * multiple}*n"] * int(network["spatial_dims"]),
-        in_channels=int(network["in_channels"]),
-        **({} if recipe.get("fold") is None else {"fold": recipe["fold"]}),
-    )
-
-
-def _classifier_metadata(recipe: Mapping[str, Any], datalist: Datalist) -> dict[str, Any]:
-    method = str(recipe["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
-    # How slides are tiled for it, without expressions: whoever reads metadata.json evaluates nothing.
-    slide = ConfigParser(dict(recipe)).get_parsed_content("slide") if "slide" in recipe else None
-    return classification_metadata(
-        labels=recipe["labels"],
-        side=int(slide["size"]) if slide else 96,
-        name=f"{datalist.name or 'image'} classification ({method} student)",
-        task="classification",
-        description=f"A classification network trained with {method} by medkd.",
-        modality=str(datalist.modality or "unknown"),
-        **({} if slide is None else {"slide": slide}),
-        **({} if recipe.get("fold") is None else {"fold": recipe["fold"]}),
-    )
-
-
-def _readme(config: Mapping[str, Any], datalist: Datalist) -> str:
-    counts = {name: len(datalist.section(name)) for name in ("training", "unlabeled", "validation", "test")}
-    method = str(config["train"]["method"]["_target_"]).rsplit(".", 1)[-1]
-    labels = "\n".join(f"- {index}: {name}" for index, name in datalist.label_names.items())
-    task = str(config.get("task", "segmentation"))
-    commands = (
-        "    medkd slide predict . SLIDE.svs --out predictions"
-        if task == "classification"
-        else "    medkd predict . SCAN.nii.gz --out predictions\n"
-        "    medkd evaluate . --datalist datalist.json --out evaluation"
-    )
-    return f"""# {datalist.name or task.capitalize()} ({method} student)
-
-A {task} network trained with medkd's {method}. **A research model, not a medical device.**
-
-Trained on {counts["training"]} labeled and {counts["unlabeled"]} unlabeled cases; {counts["validation"]} cases for
-validation and {counts["test"]} for the test were held out. The run folder beside this bundle has its report.
-
-Labels:
-
-{labels}
-
-## Run it
-
-    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir FOLDER
-{commands}
-"""
 
 
 def run_process(run_dir: Path, *, resume: bool) -> None:

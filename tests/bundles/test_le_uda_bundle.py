@@ -115,3 +115,34 @@ def test_a_patient_tested_in_both_domains_is_one_clear_line(cohort, tmp_path):
         train(BUNDLES / LE_UDA, settings(cohort, datalist=str(listed)), run_dir=tmp_path / "run", device="cpu")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+SOURCE_FREE = {"train::streams": "@target_only"}
+ADVERSARIAL = {"train::optimizers": "@critics_too"}
+BASELINES = {
+    "dacs": {},
+    "adv_ent": {**ADVERSARIAL, "adv_ent::critics::layers": 3},
+    "shot": SOURCE_FREE,
+    "random_convolution": {"train::streams": "@source_only"},
+}
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_trains_from_the_overlay_and_ships_the_student_alone(baseline, cohort, tmp_path):
+    chosen = {key: value for key, value in settings(cohort, source_epochs=1).items() if key != "translator_epochs"}
+    overrides = {**chosen, "train::method": f"@{baseline}", **BASELINES[baseline]}
+    folder = train(BUNDLES / LE_UDA, overrides, overlays=["baselines"], run_dir=tmp_path / "run", device="cpu")
+    assert (folder / "source" / "checkpoints" / "last.pt").exists()
+    bundle = load_bundle(folder / "bundle")
+    assert type(bundle.network).__name__ == "BilinearUNet"
+    assert set(np.unique(predict_volume(bundle, cohort / "images" / "test_0.nii.gz"))) <= {0, 205}
+
+
+def test_every_baseline_of_the_overlay_can_be_built():
+    config = merged_config([training_file(BUNDLES / LE_UDA), BUNDLES / LE_UDA / "configs" / "baselines.json"])
+    built = {name: part for name, part in config.items() if str(part).startswith("{'_target_': 'medkd.methods.")}
+    assert len(built) == 12  # with LE-UDA and MT-UDA
+    config.update(labels={"0": "background", "1": "heart"}, widths=[4, 8, 8, 8])
+    parser = ConfigParser({key: config[key] for key in (*built, "widths", "labels", "critic_width", "network_def")})
+    for name in set(built) - {"le_uda", "mt_uda"}:
+        assert parser.get_parsed_content(name).roles[0] == "student"

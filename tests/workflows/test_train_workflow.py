@@ -76,6 +76,21 @@ def test_a_run_folder_holds_what_the_interface_promises(finished):
     assert config["train"]["trainer"]["max_epochs"] == 2
 
 
+def test_an_overlay_beside_the_configuration_is_merged_and_words_come_last(settings, tmp_path):
+    run = train(BUNDLE, {**settings, "batch_size": 1}, overlays=["supervised"], run_dir=tmp_path / "run", device="cpu")
+    config = json.loads((run / "config.json").read_text())
+    assert config["train"]["method"] == SUPERVISED
+    assert config["run"] == ["$@train::trainer.run()"]
+    assert config["batch_size"] == 1
+    assert not (run / "teacher").exists()
+
+
+def test_an_unknown_overlay_is_refused_and_the_known_ones_are_named(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"overlay superwised: is not a file; beside train.json there are \["):
+        train(BUNDLE, settings, overlays=["superwised"], run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def stop_at(monkeypatch, iteration: int) -> None:
     """Send SIGTERM to ourselves in one iteration of the student's training."""
     from medkd.methods.act_net import ACTNet
