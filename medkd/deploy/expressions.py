@@ -38,9 +38,10 @@ _METHODS = words(
     " values with_name with_suffix join"
 )
 _ATTRIBUTES = words(
-    "assistant batch best_metric best_metric_epoch critics deployed device dtype epoch finished generators"
-    " iteration label_names labels max_epochs metrics name ndim network num_classes optimizer optimizers output"
-    " parent roles shape state stem streams student suffix teacher test training unlabeled validation"
+    "assistant batch best_metric best_metric_epoch critics deployed device domains dtype ema epoch finished"
+    " generators i2i iteration label_names labels max_epochs metrics name ndim network num_classes optimizer"
+    " optimizers output parent roles shape state stem streams student suffix teacher test training unlabeled"
+    " validation"
 )
 _ENVIRONMENT = frozenset({"LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"})
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)

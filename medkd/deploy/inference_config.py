@@ -32,8 +32,9 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
     Probabilities, not labels, are brought back to the grid of the input, linearly; the argmax follows.
 
     Args:
-        train_config: a training configuration, unevaluated; see the module's docstring for what it must define, and
-            :mod:`medkd.deploy.classifier` for one with ``"task": "classification"``.
+        train_config: a training configuration, unevaluated; see the module's docstring for what it must define,
+            :mod:`medkd.deploy.classifier` for one with ``"task": "classification"``, and
+            :mod:`medkd.deploy.translator` for one with ``"task": "translation"``.
 
     Returns:
         The content of ``configs/inference.json``.
@@ -45,13 +46,17 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
         from medkd.deploy.classifier import classifier_config
 
         return classifier_config(train_config)
+    if train_config.get("task") == "translation":
+        from medkd.deploy.translator import translator_config
+
+        return translator_config(train_config)
     for name in ("network_def", "preprocessing", "inferer", "labels"):
         if name not in train_config:
             raise ConfigError(name, "is not defined at the top level of the training configuration", "define it there")
     preprocessing = [
         transform
         for position, step in enumerate(_transforms(train_config["preprocessing"], "preprocessing"))
-        if (transform := _for_image(step, f"preprocessing::{position}")) is not None
+        if (transform := for_image(step, f"preprocessing::{position}")) is not None
     ]
     extra = [deepcopy(dict(step)) for step in _transforms(train_config.get("postprocessing", []), "postprocessing")]
     for position, step in enumerate(extra):
@@ -59,6 +64,49 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
         if step.get("keys") not in (PRED, [PRED]):
             raise ConfigError(f"postprocessing::{position}", f"works on {step.get('keys')}", 'use "keys": "pred"')
     require_monai(train_config["inferer"], "inferer")
+    return inference_skeleton(
+        {
+            **{key: deepcopy(train_config[key]) for key in referenced_ids(train_config, _COPIED)},
+            "network_def": deepcopy(train_config["network_def"]),
+        },
+        preprocessing=preprocessing,
+        inferer=train_config["inferer"],
+        postprocessing=[
+            {"_target_": "monai.transforms.Activationsd", "keys": PRED, "softmax": True},
+            {
+                "_target_": "monai.transforms.Invertd",
+                "keys": PRED,
+                "transform": "@preprocessing",
+                "orig_keys": IMAGE,
+                "nearest_interp": False,
+                "to_tensor": True,
+            },
+            {"_target_": "monai.transforms.AsDiscreted", "keys": PRED, "argmax": True},
+            *extra,
+            {
+                "_target_": "monai.transforms.SaveImaged",
+                "keys": PRED,
+                "output_dir": "@output_dir",
+                "output_postfix": "seg",
+                "output_dtype": "$np.uint8" if len(train_config["labels"]) <= 256 else "$np.uint16",
+                "resample": False,
+                "separate_folder": False,
+            },
+        ],
+    )
+
+
+def inference_skeleton(
+    parts: Mapping[str, Any], *, preprocessing: list[Any], inferer: Any, postprocessing: list[Any]
+) -> dict[str, Any]:
+    """What every inference configuration of volumes has, around what differs.
+
+    Args:
+        parts: ``network_def`` and what the transforms refer to.
+        preprocessing: transforms, or references to them.
+        inferer: its definition.
+        postprocessing: transforms.
+    """
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -66,8 +114,7 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
         "dataset_dir": "/workspace/data",
         "output_dir": "$@bundle_root + '/eval'",
         "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii.gz') + glob.glob(@dataset_dir + '/*.nii'))",
-        **{key: deepcopy(train_config[key]) for key in referenced_ids(train_config, _COPIED)},
-        "network_def": deepcopy(train_config["network_def"]),
+        **parts,
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": preprocessing},
         "dataset": {
@@ -76,32 +123,8 @@ def inference_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "monai.data.DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": deepcopy(train_config["inferer"]),
-        "postprocessing": {
-            "_target_": "monai.transforms.Compose",
-            "transforms": [
-                {"_target_": "monai.transforms.Activationsd", "keys": PRED, "softmax": True},
-                {
-                    "_target_": "monai.transforms.Invertd",
-                    "keys": PRED,
-                    "transform": "@preprocessing",
-                    "orig_keys": IMAGE,
-                    "nearest_interp": False,
-                    "to_tensor": True,
-                },
-                {"_target_": "monai.transforms.AsDiscreted", "keys": PRED, "argmax": True},
-                *extra,
-                {
-                    "_target_": "monai.transforms.SaveImaged",
-                    "keys": PRED,
-                    "output_dir": "@output_dir",
-                    "output_postfix": "seg",
-                    "output_dtype": "$np.uint8" if len(train_config["labels"]) <= 256 else "$np.uint16",
-                    "resample": False,
-                    "separate_folder": False,
-                },
-            ],
-        },
+        "inferer": deepcopy(inferer),
+        "postprocessing": {"_target_": "monai.transforms.Compose", "transforms": postprocessing},
         "checkpointloader": {
             "_target_": "monai.handlers.CheckpointLoader",
             "load_path": "$@bundle_root + '/models/model.pt'",
@@ -130,7 +153,7 @@ def _transforms(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _for_image(transform: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def for_image(transform: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """A transform reduced to the image; None if it concerns the label only."""
     step = deepcopy(dict(transform))
     name = step["_target_"].rsplit(".", 1)[-1]

@@ -193,6 +193,20 @@ def channel_names(metadata: Mapping[str, Any]) -> dict[int, str]:
     return {int(key): str(names[key]) for key in sorted(names, key=int)}
 
 
+def translates(metadata: Mapping[str, Any]) -> bool:
+    """Whether a bundle's network makes images of images, by what its metadata says of the output."""
+    output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    if not isinstance(output, Mapping):
+        return False
+    return output.get("type") == "image" and output.get("format") in ("hounsfield", "magnitude")
+
+
+def classifies(metadata: Mapping[str, Any]) -> bool:
+    """Whether a bundle's network gives class probabilities of whole images, by what its metadata says of the output."""
+    output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    return isinstance(output, Mapping) and (output.get("type"), output.get("format")) == ("probabilities", "classes")
+
+
 @cache
 def license_text() -> str:
     """The text of the licence medkd and its bundles are under, Apache-2.0.

@@ -1,4 +1,4 @@
-"""From a volume to a label map on the volume's own grid, through a bundle's transforms."""
+"""From a volume to a label map, or a translation, on the volume's own grid, through a bundle's transforms."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from monai.transforms.post.dictionary import Activationsd, AsDiscreted, Invertd
 
 from medkd.data.volumes import Volume, read_volume
 from medkd.deploy.bundle import LoadedBundle
+from medkd.deploy.metadata import translates
 from medkd.errors import ConfigError, InputError
 
 _IMAGE, _PRED = "image", "pred"
@@ -35,9 +36,47 @@ def predict_volume(bundle: LoadedBundle, image: Volume | str | Path) -> npt.NDAr
         InputError: the image cannot be used, or gives predictions that are not finite.
         ConfigError: the bundle's postprocessing does not end in a label map on the input's grid.
     """
+    require_segmentation(bundle)
     volume = image if isinstance(image, Volume) else read_volume(image)
     item = _infer(bundle, volume)
     return _to_labels(bundle, _run(bundle, bundle.postprocessing, item, "postprocessing"), volume)
+
+
+def translate_volume(bundle: LoadedBundle, image: Volume | str | Path) -> npt.NDArray[np.float32]:
+    """Translate a volume into another modality: preprocessing, inferer and postprocessing of the bundle, in float32.
+
+    Args:
+        bundle: a loaded bundle that translates.
+        image: a checked volume, or what :func:`medkd.data.volumes.read_volume` reads.
+
+    Returns:
+        (X, Y, Z) intensities on the input's own grid: in the target's unit where the bundle knows it, else in [-1, 1].
+
+    Raises:
+        InputError: the image cannot be used, or gives values that are not finite.
+        ConfigError: the bundle does not translate, or not onto the input's grid.
+    """
+    if not translates(bundle.metadata):
+        raise ConfigError(bundle.path, "does not translate images", "use a translation bundle")
+    volume = image if isinstance(image, Volume) else read_volume(image)
+    item = _run(bundle, bundle.postprocessing, _infer(bundle, volume), "postprocessing")
+    array = _values(item)
+    if array.shape[0] != 1 or array.shape[1:] != volume.array.shape:
+        raise _other_grid(bundle, volume, array.shape[1:])
+    translated: npt.NDArray[np.float32] = array[0]
+    return translated
+
+
+def require_segmentation(bundle: LoadedBundle) -> None:
+    """Refuse a bundle whose network makes images instead of labels.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if translates(bundle.metadata):
+        raise ConfigError(
+            bundle.path, "translates images and gives no labels", "use a segmentation bundle, or `medkd predict`"
+        )
 
 
 def predict_probabilities(bundle: LoadedBundle, image: Volume | str | Path) -> npt.NDArray[np.float32]:
@@ -51,6 +90,7 @@ def predict_probabilities(bundle: LoadedBundle, image: Volume | str | Path) -> n
     Raises:
         InputError, ConfigError: as :func:`predict_volume`; also a network with a single output channel.
     """
+    require_segmentation(bundle)
     volume = image if isinstance(image, Volume) else read_volume(image)
     item = _infer(bundle, volume)
     if item[_PRED].shape[0] < 2:
@@ -148,9 +188,7 @@ def _run(bundle: LoadedBundle, transforms: Compose, item: dict[str, Any], where:
 
 
 def _to_labels(bundle: LoadedBundle, item: dict[str, Any], volume: Volume) -> npt.NDArray[np.integer[Any]]:
-    prediction = item[_PRED]
-    values = prediction.as_tensor() if isinstance(prediction, MetaTensor) else torch.as_tensor(prediction)
-    array = values.float().cpu().numpy()
+    array = _values(item)
     if array.ndim != 4 or array.shape[0] != 1:
         raise ConfigError(
             bundle.path, f"its postprocessing gives shape {array.shape}, not one label map", "end it in an argmax"
@@ -163,6 +201,13 @@ def _to_labels(bundle: LoadedBundle, item: dict[str, Any], volume: Volume) -> np
         raise ConfigError(bundle.path, "its postprocessing does not give integer labels", "end it in an argmax")
     highest = int(rounded.max(initial=0))
     return rounded.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.uint32)
+
+
+def _values(item: dict[str, Any]) -> npt.NDArray[np.float32]:
+    prediction = item[_PRED]
+    values = prediction.as_tensor() if isinstance(prediction, MetaTensor) else torch.as_tensor(prediction)
+    array: npt.NDArray[np.float32] = values.float().cpu().numpy()
+    return array
 
 
 def _other_grid(bundle: LoadedBundle, volume: Volume, shape: tuple[int, ...]) -> ConfigError:

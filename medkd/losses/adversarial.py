@@ -54,6 +54,43 @@ def domain_bce(logits: Logits, is_source: bool) -> torch.Tensor:
     return torch.stack([functional.softplus(sign * scale).mean() for scale in _scales("logits", logits)]).sum()
 
 
+def hinge(logits: Logits, real: bool) -> torch.Tensor:
+    """What a critic minimizes: mean of max(0, 1 - z) on real images, of max(0, 1 + z) on generated ones.
+
+    A generator minimizes :func:`hinge_to_fool` instead.
+
+    Args:
+        logits: the critic's raw outputs z, any shape; a list is summed over. Computed in float32, in float64 if given
+            so.
+        real: whether the images are real.
+
+    Returns:
+        Scalar, >= 0.
+
+    Raises:
+        ValueError: If a list or a map is empty.
+
+    Source: Lim and Ye 2017, arXiv:1705.02894; Miyato et al. 2018, arXiv:1802.05957.
+    """
+    sign = 1.0 if real else -1.0
+    return torch.stack([functional.relu(1.0 - sign * scale).mean() for scale in _scales("logits", logits)]).sum()
+
+
+def hinge_to_fool(logits: Logits) -> torch.Tensor:
+    """What a generator minimizes against a critic of :func:`hinge`: the mean of -z on its images.
+
+    Args:
+        logits: as for :func:`hinge`.
+
+    Returns:
+        Scalar, unbounded below.
+
+    Raises:
+        ValueError: If a list or a map is empty.
+    """
+    return torch.stack([-scale.mean() for scale in _scales("logits", logits)]).sum()
+
+
 def critic_accuracy(real_logits: Logits, fake_logits: Logits, *, threshold: float = 0.5) -> torch.Tensor:
     """Share of a critic's outputs on the right side of the threshold, real and fake counting half each.
 
@@ -62,7 +99,8 @@ def critic_accuracy(real_logits: Logits, fake_logits: Logits, *, threshold: floa
     Args:
         real_logits: outputs for real images, any shape, or a list of scales, which count equally.
         fake_logits: outputs for generated images.
-        threshold: above it is "real": 0.5 for `least_squares`, 0 for `domain_bce` ("real" is then the target domain).
+        threshold: above it is "real": 0.5 for `least_squares`, 0 for `hinge` and for `domain_bce` ("real" is then the
+            target domain).
 
     Returns:
         0-dim float32 tensor in [0, 1], without gradient.

@@ -124,7 +124,7 @@ def curve_panel(title: str, lines: Sequence[Line], *, x_label: str = "iteration"
     Returns: SVG for an HTML page.
     """
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(3.3, 2.0, left=0.52, right=0.1, bottom=0.42, top=0.1)
+        figure, axes = new_figure(3.3, 2.0, left=0.52, right=0.1, bottom=0.42, top=0.1)
         finite: list[float] = []
         for line in lines:
             x, y = _finite(line.x, line.y)
@@ -139,8 +139,8 @@ def curve_panel(title: str, lines: Sequence[Line], *, x_label: str = "iteration"
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
         axes.set_xlabel(x_label)
-        _finish(axes, grid="y")
-        return _svg(figure, f"curve-{title}", f"Curve of {title} over training")
+        finish_axes(axes, grid="y")
+        return to_svg(figure, f"curve-{title}", f"Curve of {title} over training")
 
 
 def box_plot(samples: Sequence[Sample], axis_label: str, *, name: str) -> str:
@@ -154,18 +154,18 @@ def box_plot(samples: Sequence[Sample], axis_label: str, *, name: str) -> str:
     Returns: SVG for an HTML page.
     """
     with mpl.rc_context(STYLE):
-        label_width = 0.2 + 0.075 * max(len(_shorten(s.title)) for s in samples)
+        label_width = 0.2 + 0.075 * max(len(shorten(s.title)) for s in samples)
         height = 0.62 + 0.52 * len(samples)
-        figure, axes = _figure(BOX_WIDTH_INCHES, height, left=label_width, right=0.15, bottom=0.5, top=0.08)
+        figure, axes = new_figure(BOX_WIDTH_INCHES, height, left=label_width, right=0.15, bottom=0.5, top=0.08)
         for row, sample in enumerate(samples):
             _draw_box(axes, row, sample)
-        axes.set_yticks(range(len(samples)), [_shorten(sample.title) for sample in samples])
+        axes.set_yticks(range(len(samples)), [shorten(sample.title) for sample in samples])
         axes.set_ylim(len(samples) - 0.4, -0.5)
         axes.set_xlabel(axis_label)
         _set_ticks(axes.xaxis, 5)
-        _finish(axes, grid="x")
+        finish_axes(axes, grid="x")
         axes.tick_params(axis="y", labelcolor=INK)
-        return _svg(figure, name, f"Distribution of {axis_label} over patients")
+        return to_svg(figure, name, f"Distribution of {axis_label} over patients")
 
 
 def paired_plot(pairing: Pairing, axis_label: str, *, name: str) -> str:
@@ -192,11 +192,11 @@ def paired_plot(pairing: Pairing, axis_label: str, *, name: str) -> str:
         slopes.set_xticks((0, 1), (_two_lines(pairing.first), _two_lines(pairing.second)))
         slopes.set_ylabel(axis_label)
         _set_ticks(slopes.yaxis, 5)
-        _finish(slopes, grid="y")
+        finish_axes(slopes, grid="y")
         slopes.tick_params(axis="x", labelcolor=INK)
         sorted_axes = figure.add_axes((0.625, 0.17, 0.365, 0.8))
         _draw_differences(sorted_axes, difference, colors, pairing)
-        return _svg(figure, name, f"{axis_label}: {pairing.second} against {pairing.first}, patient by patient")
+        return to_svg(figure, name, f"{axis_label}: {pairing.second} against {pairing.first}, patient by patient")
 
 
 def cost_plot(points: Sequence[tuple[Sample, float]], axis_label: str, *, name: str) -> str:
@@ -210,7 +210,7 @@ def cost_plot(points: Sequence[tuple[Sample, float]], axis_label: str, *, name: 
     Returns: SVG for an HTML page.
     """
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(BOX_WIDTH_INCHES, 2.75, left=0.6, right=0.15, bottom=0.5, top=0.1)
+        figure, axes = new_figure(BOX_WIDTH_INCHES, 2.75, left=0.6, right=0.15, bottom=0.5, top=0.1)
         sizes = [size for _, size in points]
         axes.set_xscale("log")
         axes.set_xlim(min(sizes) / 3, max(sizes) * 3)
@@ -224,7 +224,7 @@ def cost_plot(points: Sequence[tuple[Sample, float]], axis_label: str, *, name: 
             axes.plot((x,), (sample.estimate or 0.0,), color=color, marker="D", markersize=6, linestyle="none")
             is_right = math.log(size) > (math.log(axes.get_xlim()[0]) + math.log(axes.get_xlim()[1])) / 2
             axes.annotate(
-                _shorten(sample.title), (x, sample.estimate or 0.0), xytext=(-8 if is_right else 8, 0), color=INK,
+                shorten(sample.title), (x, sample.estimate or 0.0), xytext=(-8 if is_right else 8, 0), color=INK,
                 textcoords="offset points", ha="right" if is_right else "left", va="center",
             )  # fmt: skip
         axes.set_xlabel("parameters")
@@ -234,8 +234,8 @@ def cost_plot(points: Sequence[tuple[Sample, float]], axis_label: str, *, name: 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         _set_ticks(axes.yaxis, 5)
-        _finish(axes, grid="both")
-        return _svg(figure, name, f"{axis_label} against the number of parameters")
+        finish_axes(axes, grid="both")
+        return to_svg(figure, name, f"{axis_label} against the number of parameters")
 
 
 def slug(text: str) -> str:
@@ -252,7 +252,7 @@ def standalone(svg: str) -> str:
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
-def _figure(
+def new_figure(
     width: float, height: float, *, left: float, right: float, bottom: float, top: float
 ) -> tuple[Figure, Axes]:
     """Make a figure with one pair of axes and the given margins, all in inches."""
@@ -261,7 +261,8 @@ def _figure(
     return figure, figure.add_axes(box)
 
 
-def _finish(axes: Axes, *, grid: Literal["x", "y", "both"]) -> None:
+def finish_axes(axes: Axes, *, grid: Literal["x", "y", "both"]) -> None:
+    """Give axes their grid and the page's colors."""
     axes.grid(True, axis=grid, color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.patch.set_alpha(0)
@@ -343,10 +344,11 @@ def _draw_differences(axes: Axes, difference: Floats, colors: Sequence[str], pai
     axes.set_ylabel("difference")
     axes.margins(x=0.08)
     _set_ticks(axes.yaxis, 5)
-    _finish(axes, grid="y")
+    finish_axes(axes, grid="y")
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A label that fits beside a plot."""
     return text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
 
 
@@ -361,7 +363,7 @@ def _thousands(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> str:
     """Write the figure as an SVG element with CSS colors, page-wide unique ids and no dates, links or namespaces."""
     buffer = io.StringIO()
     blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -13,26 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-import medkd
 from medkd.errors import InputError
 from medkd.metrics.statistics import PairedResult
 from medkd.report import cohort, figures, numbers, tables
 from medkd.report.curves import curve_section
 from medkd.report.facts import environment_facts, method_settings, run_command, run_facts
 from medkd.report.gallery import galleries
+from medkd.report.image_report import image_section
+from medkd.report.page import LIMITS, distinct_names, marked, render, write_text
 from medkd.report.run_folder import Arm, RunFolder, read_evaluation, read_run_folder
+from medkd.report.synthetic import synthetic_gallery
+from medkd.report.translations import translation_gallery
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 MAX_CONFIG_CHARACTERS = 200_000
-LIMITS = (
-    "Research software, not a medical device. Nothing here shows that a model is safe or useful in a patient's care; "
-    "the numbers hold for the data named above and may not carry over to other scanners, sites or diseases.",
-)
 DIFFERENCE_NOTE = (
     "Differences are taken patient by patient. The interval is a bootstrap over patients (and seeds, where there are "
     "several); both tests are two-sided and not corrected for several comparisons. A missed structure counts the "
@@ -55,12 +51,12 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run_folder(run_dir)
     context = _report_context(run)
-    plots = [*context["plots"], *context["curves"]]
+    plots = [*context["plots"], *context["curves"], *(p for found in context["image_results"] for p in found["plots"])]
     (run.path / "figures").mkdir(exist_ok=True)
     for plot in plots:
-        _write(run.path / "figures" / f"{plot['name']}.svg", figures.standalone(str(plot["svg"])))
+        write_text(run.path / "figures" / f"{plot['name']}.svg", figures.standalone(str(plot["svg"])))
     path = run.path / REPORT_FILE
-    _write(path, _render("report.html.j2", context))
+    write_text(path, render("report.html.j2", context))
     logger.info("report written to %s", path)
     return path
 
@@ -91,7 +87,7 @@ def write_comparison(
         InputError: a folder cannot be read, or the two have no case in common.
     """
     folders = (Path(eval_a), Path(eval_b))
-    names = _distinct_names(*folders)
+    names = distinct_names(*folders)
     arms = [
         Arm(side, title or name, evaluations=[read_evaluation(folder)])
         for side, title, name, folder in zip("ab", (title_a, title_b), names, folders, strict=True)
@@ -99,7 +95,7 @@ def write_comparison(
     results = {"dice": result} if isinstance(result, PairedResult) else dict(result)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, _render("comparison.html.j2", _comparison_context(arms[0], arms[1], results)))
+    write_text(out, render("comparison.html.j2", _comparison_context(arms[0], arms[1], results)))
     return out
 
 
@@ -131,7 +127,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "table_note": _table_note(run.arms),
         "differences": tables.grouped(differences),
         "difference_note": DIFFERENCE_NOTE,
-        "plots": _marked([plot for plot in plots if plot]),
+        "plots": marked([plot for plot in plots if plot]),
         "class_table": tables.class_table(evaluated),
         "case_table": tables.case_table(evaluated) if evaluated else None,
         "statements": [*tables.statements(run.arms), *_strings(notes.get("statements"))],
@@ -140,6 +136,9 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "limits": [*LIMITS, *_strings(notes.get("limits"))],
         "galleries": shown,
         "left_out": left_out,
+        "translations": translation_gallery(run.translations),
+        "synthetic": synthetic_gallery(run.sheets),
+        "image_results": [image_section(folder) for folder in run.image_evaluations],
         **curve_section(run),
         "facts": list(facts.items()),
         "command": run_command(run),
@@ -179,7 +178,7 @@ def _comparison_context(subject: Arm, baseline: Arm, results: Mapping[str, Paire
         f"{len(cases[0] ^ cases[1])} in only one of them, which are in no difference.",
         "differences": tables.grouped(rows),
         "difference_note": DIFFERENCE_NOTE,
-        "plots": _marked([plot for plot in plots if plot]),
+        "plots": marked([plot for plot in plots if plot]),
         "class_differences": tables.grouped(tables.class_differences(subject, baseline)) if len(names) > 1 else [],
         "class_table": tables.class_table(arms),
         "case_table": tables.case_table(arms),
@@ -282,39 +281,5 @@ def _config_text(config: Mapping[str, Any] | None) -> str:
     return text[:MAX_CONFIG_CHARACTERS] + ("\n… cut here; the rest is in config.json" if cut else "")
 
 
-def _distinct_names(first: Path, second: Path) -> tuple[str, str]:
-    """The folders' names, with their parents where the names are the same."""
-    a, b = first.resolve(), second.resolve()
-    if a.name != b.name:
-        return a.name, b.name
-    if a.parent.name != b.parent.name:
-        return f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
-    return f"A {a.name}", f"B {b.name}"
-
-
 def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value or []]
-
-
-def _marked(plots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The plots with their SVG declared as markup: matplotlib has escaped the text in it."""
-    return [{**plot, "svg": Markup(plot["svg"])} for plot in plots]
-
-
-def _render(template: str, context: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("medkd.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(version=medkd.__version__, **context)
-
-
-def _write(path: Path, text: str) -> None:
-    from medkd.data.atomic import atomic_write  # here, since medkd.data imports MONAI, which takes seconds
-
-    with atomic_write(path, "w") as file:
-        file.write(text)

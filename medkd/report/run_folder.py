@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from medkd.errors import InputError
 from medkd.metrics.cases import PER_CASE_FILE, CaseScore, read_per_case
+from medkd.metrics.image_scores import is_image_evaluation
+from medkd.report.synthetic import find_sheets
+from medkd.report.translations import TRANSLATIONS_FILE, Translated, read_translations
 
 if TYPE_CHECKING:
     from medkd.data.datalist_rules import Section
@@ -88,14 +91,17 @@ class RunFolder:
     metrics: list[MetricPoint]
     log: list[str]
     arms: list[Arm]
+    translations: list[Translated] = field(default_factory=list)
+    sheets: list[Path] = field(default_factory=list)
+    image_evaluations: list[Path] = field(default_factory=list)
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
     """Read the files of a run folder that a report shows.
 
     Args:
-        path: the folder. It may hold config.json, datalist.json, environment.json, metrics.csv and log.txt as training
-            writes them;
+        path: the folder. It may hold config.json, datalist.json, environment.json, metrics.csv, translations.npz and
+            log.txt as training writes them;
             notes.json: ``{"title", "lead", "real", "simulated", "statements": [], "deviations": [], "limits": [],
             "run": {"method", "bundle", "datalist", "labeled", "unlabeled", "seeds", "command", …}}``, all optional;
             arms.json: a list of ``{"arm", "title", "parameters", "macs", "latency_ms", "evaluation", "metrics",
@@ -119,6 +125,9 @@ def read_run_folder(path: str | Path) -> RunFolder:
         metrics=read_metrics(path / "metrics.csv"),
         log=_read_log(path / "log.txt"),
         arms=_read_arms(path),
+        translations=read_translations(path / TRANSLATIONS_FILE),
+        sheets=find_sheets(path),
+        image_evaluations=[folder for folder in _evaluation_folders(path) if is_image_evaluation(folder)],
     )
 
 
@@ -243,13 +252,16 @@ def _read_arm(run_dir: Path, path: Path, entry: Mapping[str, Any]) -> Arm:
 
 
 def _found_arms(run_dir: Path) -> list[Arm]:
-    root = run_dir / "evaluation"
-    folders = [root, *sorted(root.glob("*/"))]
     return [
         Arm(folder.name, folder.name, evaluations=[read_evaluation(folder)])
-        for folder in folders
-        if (folder / PER_CASE_FILE).is_file()
+        for folder in _evaluation_folders(run_dir)
+        if not is_image_evaluation(folder)
     ]
+
+
+def _evaluation_folders(run_dir: Path) -> list[Path]:
+    root = run_dir / "evaluation"
+    return [folder for folder in (root, *sorted(root.glob("*/"))) if (folder / PER_CASE_FILE).is_file()]
 
 
 def _inside(run_dir: Path, relative: Any, path: Path) -> Path:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,18 @@ from medkd.data.atomic import atomic_write
 from medkd.data.datalists import Datalist, read_datalist
 from medkd.data.volumes import Volume, check_pair, read_label, read_volume
 from medkd.deploy.bundle import LoadedBundle, load_bundle
-from medkd.deploy.predict import predict_ensemble
+from medkd.deploy.metadata import classifies
+from medkd.deploy.predict import predict_ensemble, require_segmentation
 from medkd.errors import ConfigError, InputError, MedkdError
 from medkd.metrics import CaseScore, score_case, summarize, write_evaluation
 from medkd.report import overlay_volume, picture_name, representative_cases
 from medkd.workflows.devices import choose_device
+from medkd.workflows.evaluation_tasks import Split, Task, evaluation_tasks
 from medkd.workflows.failures import Failure, is_out_of_memory, note, one_line, prepare_out, write_failures
+from medkd.workflows.image_evaluate import ImagesEvaluated, evaluate_images
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["training", "validation", "test"]
 PICTURES = "worst_cases"
 
 
@@ -49,12 +51,6 @@ class Evaluated:
     failures: list[Failure]
 
 
-@dataclass(frozen=True)
-class _Task:
-    item: Mapping[str, Any]
-    bundles: list[LoadedBundle]
-
-
 def evaluate(
     models: Sequence[str | Path],
     datalist: str | Path,
@@ -66,8 +62,12 @@ def evaluate(
     trust: str | None = None,
     overwrite: bool = False,
     tolerance_mm: float = 1.0,
-) -> Evaluated:
+    threshold: float | None = None,
+    specificity: float | None = None,
+) -> Evaluated | ImagesEvaluated:
     """Score bundles on a split and write per_case.csv, summary.json, worst_cases/ and, if any failed, failures.csv.
+
+    Bundles that classify images are scored as :func:`medkd.workflows.image_evaluate.evaluate_images` says.
 
     Args:
         models: bundle folders, or run folders with one.
@@ -79,6 +79,8 @@ def evaluate(
         trust: hash of a bundle whose code is beyond the allow-list.
         overwrite: allow a folder that is not empty.
         tolerance_mm: of the surface Dice.
+        threshold: classifiers of two classes: positive where the probability is at least this.
+        specificity: classifiers: where the ROC curve is read and what a threshold aims at; 0.9 by default.
 
     Raises:
         ConfigError, InputError: bundles, datalist or folder cannot be used; nothing was written.
@@ -87,8 +89,18 @@ def evaluate(
     if trust is not None and len(models) > 1:
         raise ConfigError("--trust", "is the hash of one bundle", "evaluate one model at a time")
     bundles = [load_bundle(model, trust=trust, device=choose_device(device)) for model in models]
+    if any(classifies(bundle.metadata) for bundle in bundles):
+        return evaluate_images(
+            bundles, listed, Path(out), split=split, overwrite=overwrite, threshold=threshold,
+            specificity=0.9 if specificity is None else specificity,
+        )  # fmt: skip
+    for option, value in (("--threshold", threshold), ("--specificity", specificity)):
+        if value is not None:
+            raise ConfigError(option, f"{bundles[0].path} does not classify images", "leave it out")
+    for bundle in bundles:
+        require_segmentation(bundle)
     labels = _common_labels(bundles, listed)
-    tasks, how = _tasks(bundles, listed, split)
+    tasks, how = evaluation_tasks(bundles, listed, split)
     out = Path(out)
     prepare_out(out, overwrite=overwrite)
     scores: list[CaseScore] = []
@@ -136,33 +148,6 @@ def _common_labels(bundles: Sequence[LoadedBundle], listed: Datalist) -> dict[in
     return labels
 
 
-def _tasks(bundles: list[LoadedBundle], listed: Datalist, split: Split) -> tuple[list[_Task], str]:
-    """Which bundles score which case, and how that is called in the summary."""
-    if split == "validation" and listed.folds:
-        folds = [bundle.fold for bundle in bundles]
-        if None in folds and len(bundles) > 1:
-            place = bundles[folds.index(None)].path / "configs" / "metadata.json"
-            raise ConfigError(place, 'has no "fold"', "pool models trained with --fold, or use --split test")
-        if len(set(folds)) < len(folds):
-            raise ConfigError("MODEL", f"two models held out the same fold ({folds})", "name each fold's model once")
-        if folds[0] is not None:
-            tasks = [
-                _Task(item, [bundle])
-                for bundle in bundles
-                for item in listed.section("validation", fold=bundle.fold, for_training=False)
-            ]
-            return _not_empty(tasks, listed, split), "each model on the fold it held out"
-    items = listed.section(split, for_training=False)
-    how = "one model" if len(bundles) == 1 else f"mean probabilities of {len(bundles)} models"
-    return _not_empty([_Task(item, bundles) for item in items], listed, split), how
-
-
-def _not_empty(tasks: list[_Task], listed: Datalist, split: str) -> list[_Task]:
-    if not tasks:
-        raise InputError(listed.where, f"has no case in {split}", "choose another --split")
-    return tasks
-
-
 def _read(item: Mapping[str, Any], labels: Mapping[int, str]) -> tuple[Volume, Volume]:
     if "label" not in item:
         raise InputError(item["image"], "has no label to score against", "list its label, or leave it out")
@@ -172,7 +157,7 @@ def _read(item: Mapping[str, Any], labels: Mapping[int, str]) -> tuple[Volume, V
     return image, label
 
 
-def _score(task: _Task, labels: Mapping[int, str], tolerance_mm: float) -> list[CaseScore]:
+def _score(task: Task, labels: Mapping[int, str], tolerance_mm: float) -> list[CaseScore]:
     image, label = _read(task.item, labels)
     return score_case(
         predict_ensemble(task.bundles, image),
@@ -185,7 +170,7 @@ def _score(task: _Task, labels: Mapping[int, str], tolerance_mm: float) -> list[
     )
 
 
-def _draw(out: Path, tasks: Sequence[_Task], scores: Sequence[CaseScore], labels: Mapping[int, str]) -> None:
+def _draw(out: Path, tasks: Sequence[Task], scores: Sequence[CaseScore], labels: Mapping[int, str]) -> None:
     """Pictures of the worst, the median and the best case; predicting them again is cheaper than keeping all."""
     (out / PICTURES).mkdir(exist_ok=True)
     by_case = {str(task.item["case"]): task for task in tasks}

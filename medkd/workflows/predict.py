@@ -1,4 +1,4 @@
-"""``medkd predict``: a bundle over many volumes, of which a bad one never stops the others."""
+"""``medkd predict``: a bundle over many volumes or images, of which a bad one never stops the others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medkd.data.volumes import read_volume, write_segmentation
+from medkd.data.volumes import read_volume, write_image, write_segmentation
 from medkd.deploy.bundle import LoadedBundle, load_bundle
 from medkd.deploy.dicom_seg import require_highdicom, write_dicom_seg
-from medkd.deploy.predict import predict_volume
+from medkd.deploy.metadata import translates
+from medkd.deploy.predict import predict_volume, translate_volume
+from medkd.deploy.predict_images import bundle_classifies
 from medkd.errors import ConfigError, MedkdError
 from medkd.workflows.devices import choose_device
 from medkd.workflows.failures import (
@@ -24,6 +26,7 @@ from medkd.workflows.failures import (
     prepare_out,
     write_failures,
 )
+from medkd.workflows.image_predict import predict_images, refuse_volume_options
 from medkd.workflows.inputs import Source, find_sources
 
 logger = logging.getLogger(__name__)
@@ -58,9 +61,12 @@ def predict(
 ) -> Predictions:
     """Segment volumes into ``<name>_seg.nii.gz`` (or ``<name>_seg.dcm``), each in its own geometry.
 
+    A bundle that translates writes ``<name>_translated.nii.gz``, float32, likewise. One that classifies images writes
+    one ``predictions.csv``, see :func:`medkd.workflows.image_predict.predict_images`.
+
     Args:
         model: bundle folder, or a run folder with one.
-        inputs: NIfTI files, folders of them, DICOM folders.
+        inputs: NIfTI files, folders of them, DICOM folders; for a classifier image files and folders of them.
         out: output folder; must be absent or empty unless ``overwrite``.
         output_format: ``nifti`` or ``dicom-seg``, which needs DICOM input and the highdicom package.
         series: SeriesInstanceUID, where DICOM folders hold several.
@@ -76,8 +82,14 @@ def predict(
         if deidentify:
             raise ConfigError("--deidentify", "a DICOM-SEG has to name its series", "use --format nifti")
         require_highdicom()
+    if bundle_classifies(model):
+        classifier = load_bundle(model, trust=trust, device=choose_device(device))
+        refuse_volume_options(classifier.path, output_format, series)
+        return Predictions(*predict_images(classifier, inputs, Path(out), deidentify=deidentify, overwrite=overwrite))
     sources = find_sources(inputs, series=series, deidentify=deidentify)
     bundle = load_bundle(model, trust=trust, device=choose_device(device))
+    if translates(bundle.metadata) and output_format != "nifti":
+        raise ConfigError("--format", f"{bundle.path} translates images, which are no DICOM-SEG", "use --format nifti")
     out = Path(out)
     prepare_out(out, overwrite=overwrite)
     written: list[Path] = []
@@ -96,6 +108,10 @@ def predict(
 
 def _predict_one(bundle: LoadedBundle, source: Source, out: Path, output_format: Format, series: str | None) -> Path:
     volume = read_volume(source.path, frame=source.frame, series=series if source.is_dicom_folder else None)
+    if translates(bundle.metadata):
+        path = out / f"{source.name}_translated.nii.gz"
+        write_image(path, translate_volume(bundle, volume), like=volume)
+        return path
     labels = predict_volume(bundle, volume)
     if output_format == "nifti":
         path = out / f"{source.name}_seg.nii.gz"

@@ -20,10 +20,14 @@ from PIL import Image
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SEGMENTERS = ["act_net_brain_segmentation", "act_net_cardiac_segmentation"]
 CLASSIFIER = "tissue_classification"
-NAMES = [*SEGMENTERS, CLASSIFIER]
+TRANSLATOR = "cyclegan_mr_ct_translation"
+CMEDL, LE_UDA = "cmedl_ct_tumor_segmentation", "le_uda_cardiac_segmentation"
+ACROSS = [CMEDL, TRANSLATOR, LE_UDA]  # what trains on two domains
+NAMES = sorted([*SEGMENTERS, CLASSIFIER, *ACROSS])
 SECTIONS = {"training": 2, "unlabeled": 2, "validation": 1, "test": 1}
+DOMAINS = ("CT", "MR_T1")
 
-# The students keep the size they ship with; the teachers shrink, and so do the patches.
+# The students keep the size they ship with, unless SMALL says otherwise; the teachers shrink, and so do the patches.
 _QUICK = {
     "batch_size": 2,
     "epoch_length": 2,
@@ -39,9 +43,40 @@ QUICK: dict[str, dict[str, Any]] = {
         **{key: value for key, value in _QUICK.items() if key != "patch_size"},
         "teacher_def#block_inplanes": [4, 4, 4, 4],
     },
+    TRANSLATOR: {
+        **{key: value for key, value in _QUICK.items() if key != "teacher_epochs"},
+        "patch_size": [64, 64],  # UNIT's critics of three scales need as much
+        "source_domain": "MR_T1",
+    },
+    CMEDL: {
+        **{key: value for key, value in _QUICK.items() if key != "teacher_epochs"},
+        "patch_size": [64, 64],
+        "vgg_layers": ["conv1_1"],
+    },
+    LE_UDA: {
+        **{key: value for key, value in _QUICK.items() if key != "teacher_epochs"},
+        "translator_epochs": 1,
+        "source_domain": "MR_T1",
+        "target_domain": "CT",
+    },
 }
-METRIC = {**dict.fromkeys(SEGMENTERS, "val_mean_dice"), CLASSIFIER: "val_auc"}
-WINDOW = {**dict.fromkeys(SEGMENTERS, (2, 1, 48, 32)), CLASSIFIER: (2, 3, 96, 96)}
+# Sizes that all configurations of a copy get, where the network that ships is too large to train in a second.
+SMALL: dict[str, dict[str, Any]] = {
+    TRANSLATOR: {"generator_width": 2, "generator_blocks": 1, "critic_width": 2},
+    CMEDL: {"widths": [2, 4, 4, 4, 4], "i2i_width": 2, "i2i_blocks": 1},
+    LE_UDA: {"widths": [2, 4, 4, 4, 4], "generator_width": 2, "generator_blocks": 1, "critic_width": 2},
+}
+METRIC = {name: "val_mean_dice" for name in NAMES} | {CLASSIFIER: "val_auc", TRANSLATOR: "negative_kid"}
+WINDOW = {name: (2, 1, 48, 32) for name in NAMES} | {CLASSIFIER: (2, 3, 96, 96)}
+# The overlay that trains something else, where a bundle has one for all to try.
+OVERLAY = {name: "supervised" for name in NAMES} | {TRANSLATOR: "unit", LE_UDA: "mt_uda"}
+# Where the parts of the network that ships lie in a checkpoint's method.
+SHIPPED: dict[str, dict[str, str]] = {name: {"": "student."} for name in NAMES} | {
+    TRANSLATOR: {"": "ema.to_target."},
+    LE_UDA: {"generator.": "generator.", "segmenter.": "student."},
+}
+TUMOR = {"0": "background", "1": "tumor"}
+HEART = {"0": "background", "1": "myocardium", "2": "left atrium", "3": "left ventricle", "4": "aorta"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +100,9 @@ class Copy:
 
     @property
     def test_image(self) -> Path:
-        """The first image of the section `test`."""
-        return self.cohort / "images" / ("test_0.png" if self.name == CLASSIFIER else "test_0.nii.gz")
+        """The first image of the section `test` that the bundle is for."""
+        name = {CLASSIFIER: "test_0.png", TRANSLATOR: "test_1.nii.gz"}.get(self.name, "test_0.nii.gz")
+        return self.cohort / "images" / name
 
     def run(self, *names: str, **further: Any) -> None:
         """Run configurations of this bundle in this process, as `python -m monai.bundle run` would."""
@@ -87,14 +123,20 @@ def copy_of(name: str, folder: Path, cohorts: Path) -> Copy:
     Args:
         name: of the bundle.
         folder: where the copy goes.
-        cohorts: a folder with `volumes` and `tiles`.
+        cohorts: a folder with `volumes`, `tiles`, `domains` and `hearts`.
     """
     root = Path(shutil.copytree(BUNDLES / name, folder / name, ignore=shutil.ignore_patterns("models")))
     metadata = root / "configs" / "metadata.json"
     content = json.loads(metadata.read_text())
     content.pop("weights_sha256", None)
     metadata.write_text(json.dumps(content))
-    return Copy(name, root, cohorts / ("tiles" if name == CLASSIFIER else "volumes"))
+    for file in ("train", "inference") if name in SMALL else ():
+        config = root / "configs" / f"{file}.json"
+        content = json.loads(config.read_text())
+        content.update({key: value for key, value in SMALL[name].items() if key in content})
+        config.write_text(json.dumps(content))
+    special = {CLASSIFIER: "tiles", CMEDL: "domains", TRANSLATOR: "domains", LE_UDA: "hearts"}
+    return Copy(name, root, cohorts / special.get(name, "volumes"))
 
 
 def write_tiles(root: Path) -> Path:
@@ -127,13 +169,27 @@ def write_cohort(root: Path) -> Path:
     return root
 
 
-def _write_patient(root: Path, patient: str, labeled: bool) -> dict[str, str]:
+def write_domains(root: Path, labels: dict[str, str] = TUMOR) -> Path:
+    """Write patients of two domains, each in one of them, with a datalist; returns their folder."""
+    datalist: dict[str, Any] = {"name": "tiny domains", "modality": "CT, MR", "labels": labels}
+    classes = min(len(labels) - 1, 3)
+    for section, count in SECTIONS.items():
+        datalist[section] = []
+        for number in range(2 * count):
+            entry: dict[str, Any] = _write_patient(root, f"{section}_{number}", section != "unlabeled", classes=classes)
+            datalist[section].append({**entry, "domain": DOMAINS[number % 2]})
+    (root / "datalist.json").write_text(json.dumps(datalist))
+    return root
+
+
+def _write_patient(root: Path, patient: str, labeled: bool, *, classes: int = 3) -> dict[str, str]:
     random_numbers = np.random.default_rng(sum(patient.encode()))
     affine = np.array([[-2.0, 0, 0, 40], [0, 2.0, 0, -50], [0, 0, 6.0, 10], [0, 0, 0, 1]])
     center = np.array([20, 24, 2.0])[:, None, None, None] + random_numbers.uniform(-2, 2, (3, 1, 1, 1))
     scale = np.array([1, 1, 4.0])[:, None, None, None]
     radius = np.sqrt(((np.indices((40, 48, 4)) - center) ** 2 * scale).sum(0))
     label = (radius < 16).astype(np.uint8) + (radius < 11) + (radius < 6)
+    label = np.minimum(label, classes)
     image = (label * 90 + random_numbers.normal(100, 15, label.shape)).astype(np.int16)
     entry = {"image": f"images/{patient}.nii.gz", "patient": patient}
     if labeled:

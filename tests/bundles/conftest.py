@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundle_copies import NAMES, Copy, copy_of, write_cohort, write_tiles
+from bundle_copies import HEART, NAMES, Copy, copy_of, write_cohort, write_domains, write_tiles
 
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """A folder with `volumes` (two labeled, two unlabeled, one validation and one test patient) and `tiles`."""
+    """A folder with `volumes` (two labeled, two unlabeled, one validation and one test patient) and other cohorts."""
     root = tmp_path_factory.mktemp("cohort")
-    for name, write in (("volumes", write_cohort), ("tiles", write_tiles)):
+    writers = {
+        "volumes": write_cohort,
+        "tiles": write_tiles,
+        "domains": write_domains,
+        "hearts": partial(write_domains, labels=HEART),
+    }
+    for name, write in writers.items():
         (root / name).mkdir()
         write(root / name)
     return root

@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_copies import CLASSIFIER, METRIC, WINDOW, Copy
+from bundle_copies import CLASSIFIER, METRIC, OVERLAY, SHIPPED, TRANSLATOR, WINDOW, Copy
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from PIL import Image
 
 from medkd.data import demo_slide
 from medkd.deploy.bundle import load_bundle
-from medkd.deploy.predict import predict_volume
+from medkd.deploy.predict import predict_volume, translate_volume
 from medkd.deploy.slide_bundle import slide_task
 from medkd.engine.checkpoint import load_newest
 from medkd.workflows.bundles import check_bundle
@@ -26,9 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.mark.parametrize(
     ("workflow", "configs"),
-    [("train", ("train",)), ("train", ("train", "supervised")), ("infer", ("inference",))],
+    [("train", ("train",)), ("train", ("train", "overlay")), ("infer", ("inference",))],
 )
 def test_workflow_has_the_properties_monai_asks_for(copy: Copy, workflow, configs):
+    configs = tuple(OVERLAY[copy.name] if config == "overlay" else config for config in configs)
     built = ConfigWorkflow(
         config_file=copy.configs(*configs), workflow_type=workflow, logging_file=False, **copy.overrides(*configs)
     )
@@ -55,17 +56,29 @@ def test_verify_net_in_out(copy: Copy, n):
     )
 
 
-def test_training_writes_the_weights_of_the_trained_student(trained: Copy):
+def test_training_writes_the_weights_of_the_network_that_ships(trained: Copy):
     weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
     path, state = load_newest(trained.root / "run" / "checkpoints")
     assert path.name.startswith("step-00000002-")
-    assert all(torch.equal(state["method"][f"student.{name}"], tensor) for name, tensor in weights.items())
-    teacher = load_newest(trained.root / "run" / "teacher" / "checkpoints")[1]["method"]
-    frozen = {name: tensor for name, tensor in state["method"].items() if name.startswith("teacher.")}
-    assert all(torch.equal(teacher[name.replace("teacher.", "student.", 1)], tensor) for name, tensor in frozen.items())
+    found = 0
+    for part, place in SHIPPED[trained.name].items():
+        for name in (name for name in weights if name.startswith(part)):
+            assert torch.equal(state["method"][place + name.removeprefix(part)], weights[name]), name
+            found += 1
+    assert found == len(weights) > 0
     with (trained.root / "run" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert METRIC[trained.name] in {row["name"] for row in rows if row["split"] == "validation"}
+
+
+def test_the_teacher_is_the_one_that_was_trained_before(trained: Copy):
+    folder = trained.root / "run" / "teacher" / "checkpoints"
+    if not folder.is_dir():
+        pytest.skip("trains no teacher first")
+    teacher = load_newest(folder)[1]["method"]
+    weights = load_newest(trained.root / "run" / "checkpoints")[1]["method"]
+    frozen = {name: tensor for name, tensor in weights.items() if name.startswith("teacher.")}
+    assert all(torch.equal(teacher[name.replace("teacher.", "student.", 1)], tensor) for name, tensor in frozen.items())
 
 
 def test_training_again_is_refused_and_resuming_a_finished_run_keeps_its_weights(trained: Copy):
@@ -77,8 +90,8 @@ def test_training_again_is_refused_and_resuming_a_finished_run_keeps_its_weights
     assert (trained.root / "models" / "model.pt").read_bytes() == before
 
 
-def test_supervised_overlay_trains_without_a_teacher(copy: Copy):
-    copy.run("train", "supervised")
+def test_overlay_trains_another_method_without_a_teacher(copy: Copy):
+    copy.run("train", OVERLAY[copy.name])
     assert (copy.root / "models" / "model.pt").is_file()
     assert not (copy.root / "run" / "teacher").exists()
 
@@ -88,6 +101,10 @@ def test_evaluate_overlay_scores_the_test_cases(trained: Copy):
     if trained.name == CLASSIFIER:
         text = (trained.root / "eval" / "metrics.csv").read_text()
         assert 0 <= float(text.split("val_auc")[1].split()[0].strip(",\t")) <= 1
+        return
+    if trained.name == TRANSLATOR:
+        text = (trained.root / "eval" / "metrics.csv").read_text()
+        assert float(text.split("negative_kid")[1].split()[0].strip(",\t")) < 0
         return
     with (trained.root / "eval" / "val_mean_dice_raw.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -134,8 +151,23 @@ def test_slide_overlay_predicts_the_tiles_medkd_predicts(trained: Copy, tmp_path
     np.testing.assert_allclose(list(found.values()), prediction.probabilities, atol=1e-3)
 
 
+def test_inference_writes_the_translation_medkd_predicts(trained: Copy, tmp_path):
+    if trained.name != TRANSLATOR:
+        return
+    trained.run("inference", datalist=[str(trained.test_image)], output_dir=str(tmp_path))
+    (written,) = tmp_path.rglob("*.nii.gz")
+    assert written.name == "test_1_translated.nii.gz"
+    image, translated = nib.load(trained.test_image), nib.load(written)
+    np.testing.assert_allclose(translated.affine, image.affine, atol=1e-4)
+    found = np.asarray(translated.dataobj)
+    assert found.dtype == np.float32
+    assert found.shape == image.shape
+    assert -160 <= found.min() < found.max() <= 240
+    np.testing.assert_allclose(found, translate_volume(load_bundle(trained.root), trained.test_image), atol=0.1)
+
+
 def test_inference_writes_the_segmentation_medkd_predicts(trained: Copy, tmp_path):
-    if trained.name == CLASSIFIER:
+    if trained.name in (CLASSIFIER, TRANSLATOR):
         return
     trained.run("inference", datalist=[str(trained.test_image)], output_dir=str(tmp_path))
     (written,) = tmp_path.rglob("*.nii.gz")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_copies import BUNDLES, CLASSIFIER, NAMES, SEGMENTERS
+from bundle_copies import BUNDLES, CLASSIFIER, CMEDL, LE_UDA, NAMES, SEGMENTERS, TRANSLATOR
 from monai.bundle import ConfigParser
 
 from medkd.data.cards import load_card
@@ -21,12 +21,24 @@ from medkd.deploy.trust import inspect_config, list_code, read_config, require_t
 from medkd.errors import ConfigError
 from medkd.workflows.bundles import copy_bundle, list_bundles
 
-OVERLAYS = ["evaluate", "multi_gpu_train", "supervised"]
+COMMON = ["evaluate", "multi_gpu_train"]
+OVERLAYS = {
+    **{name: [*COMMON, "supervised"] for name in (*SEGMENTERS, CLASSIFIER)},
+    TRANSLATOR: [*COMMON, "unit"],
+    CMEDL: [
+        *COMMON, "dense_fcn", "equal_teacher", "mrrn", "small", "supervised", "unit", "weak_teacher",
+    ],
+    LE_UDA: [*COMMON, "mt_uda"],
+}  # fmt: skip
+WITH_OVERLAY = [(name, overlay) for name, overlays in OVERLAYS.items() for overlay in overlays]
 WEIGHTS_LIMIT = 2**20  # bytes; what is larger does not belong into a repository
 PARAMETERS = {
     "act_net_brain_segmentation": {"network_def": 10_486, "teacher_def": 2_639_596},
     "act_net_cardiac_segmentation": {"network_def": 482_388, "teacher_def": 124_371_268},
     CLASSIFIER: {"network_def": 222_738, "teacher_def": 2_796_002},
+    TRANSLATOR: {"network_def": 11_365_633, "autoencoder": 11_127_937},
+    CMEDL: {"network_def": 13_394_242},
+    LE_UDA: {"student_def": 28_956_229, "generator_def": 11_365_633},
 }
 SECTIONS = [
     "Overview",
@@ -55,7 +67,7 @@ def test_every_shipped_bundle_is_tested():
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_those_the_model_zoo_asks_for(name):
     files = {file.relative_to(BUNDLES / name).as_posix() for file in (BUNDLES / name).rglob("*") if file.is_file()}
-    configs = {f"configs/{config}.json" for config in ("metadata", "train", "inference", *OVERLAYS)}
+    configs = {f"configs/{config}.json" for config in ("metadata", "train", "inference", *OVERLAYS[name])}
     further = {"configs/slide.json", "models/model.pt"} if name == CLASSIFIER else set()
     assert files == configs | {"configs/logging.conf", "docs/README.md", "eval/schema.json", "LICENSE"} | further
     assert (BUNDLES / name / "LICENSE").read_text(encoding="utf-8") == license_text()
@@ -119,9 +131,10 @@ def test_metadata_describes_the_network(name):
     for key in ("name", "task", "authors", "copyright", "data_source", "label_classes"):
         assert metadata[key]
     network_data = metadata["network_data_format"]
-    network = read(name, "configs/inference.json")["network_def"]
-    channels = network["in_channels"] if name in SEGMENTERS else network["n_input_channels"]
-    assert network_data["inputs"]["image"]["num_channels"] == channels
+    with torch.device("meta"):
+        built = ConfigParser(read(name, "configs/inference.json")).get_parsed_content("network_def")
+    first = next(parameter for parameter in built.parameters() if parameter.ndim > 1)
+    assert network_data["inputs"]["image"]["num_channels"] == first.shape[1]
     assert network_data["outputs"]["pred"]["num_channels"] == len(channel_names(metadata))
 
 
@@ -131,22 +144,26 @@ def test_labels_are_those_of_the_data():
     assert cardiac == {int(value): title for value, title in load_card("acdc").labels.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("network", ["network_def", "teacher_def"])
+@pytest.mark.parametrize(("name", "network"), [(name, key) for name, sizes in PARAMETERS.items() for key in sizes])
 def test_networks_have_the_size_the_documents_state(name, network):
     recipe = read(name, "configs/train.json")
     labels = channel_names(read(name, "configs/metadata.json"))
     with torch.device("meta"):
-        built = ConfigParser({"network": recipe[network], "labels": labels}).get_parsed_content("network")
+        built = ConfigParser({**recipe, "labels": labels}).get_parsed_content(network)
     parameters = sum(parameter.numel() for parameter in built.parameters())
     assert parameters == PARAMETERS[name][network]
     assert f"{parameters:,}" in (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("overlays", [["train"], ["inference"], *[["train", overlay] for overlay in OVERLAYS]])
-def test_configurations_need_no_trust(name, overlays):
-    require_no_trust(name, overlays)
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_configurations_need_no_trust(name, config):
+    require_no_trust(name, [config])
+
+
+@pytest.mark.parametrize(("name", "overlay"), WITH_OVERLAY)
+def test_overlays_need_no_trust(name, overlay):
+    require_no_trust(name, ["train", overlay])
 
 
 def test_slide_overlay_needs_no_trust():
@@ -175,10 +192,11 @@ def _ids(value: Any, prefix: str = "") -> set[str]:
 
 
 def test_bundles_have_the_same_ids():
-    for file in ("train", "inference", *OVERLAYS):
+    overlays = OVERLAYS[SEGMENTERS[0]]
+    for file in ("train", "inference", *overlays):
         first, second = (_ids(read(name, f"configs/{file}.json")) for name in SEGMENTERS)
         assert first == second, file
-    for overlay in OVERLAYS:
+    for overlay in overlays:
         assert read(SEGMENTERS[0], f"configs/{overlay}.json") == read(SEGMENTERS[1], f"configs/{overlay}.json")
     for file, own in (("train", {"patch_size", "spacing_mm"}), ("inference", {"patch_size", "spacing_mm"})):
         segmenter, classifier = (set(read(name, f"configs/{file}.json")) for name in (SEGMENTERS[0], CLASSIFIER))

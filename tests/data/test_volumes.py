@@ -24,6 +24,7 @@ from medkd.data.volumes import (
     read_frames,
     read_label,
     read_volume,
+    write_image,
     write_segmentation,
 )
 from medkd.errors import InputError
@@ -692,3 +693,18 @@ def test_sheared_or_misplaced_segmentation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a NIfTI name"):
         write_segmentation(tmp_path / "b.nrrd", scan(), AFFINE)
     assert not (tmp_path / "b.nii").exists()
+
+
+def test_intensities_are_written_as_float32_where_the_image_lies(tmp_path: Path) -> None:
+    image = volume()
+    values = np.linspace(-1000.5, 3000.25, image.array.size).reshape(image.array.shape)
+    write_image(tmp_path / "a.nii.gz", values, like=image)
+    written = read_volume(tmp_path / "a.nii.gz")
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.float32
+    np.testing.assert_allclose(written.array, values.astype(np.float32))
+    np.testing.assert_allclose(written.affine, image.affine, atol=1e-6)
+    with pytest.raises(InputError, match="not finite"):
+        write_image(tmp_path / "b.nii.gz", np.full(image.array.shape, np.nan), like=image)
+    with pytest.raises(InputError, match="shape"):
+        write_image(tmp_path / "b.nii.gz", values[1:], like=image)
+    assert not (tmp_path / "b.nii.gz").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from medkd.losses.adversarial import critic_accuracy, domain_bce, least_squares
+from medkd.losses.adversarial import critic_accuracy, domain_bce, hinge, hinge_to_fool, least_squares
 
 
 @pytest.fixture
@@ -92,3 +92,15 @@ def test_empty_maps_are_refused():
         domain_bce([torch.ones(2), torch.ones(2, 0)], True)
     with pytest.raises(ValueError, match="fake_logits"):
         critic_accuracy(torch.ones(2), torch.ones(0))
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_hinge_equals_a_loop_sums_over_scales_and_is_zero_beyond_the_margin(scales, real):
+    sign = 1 if real else -1
+    total = sum(sum(max(0.0, 1 - sign * z) for z in scale.flatten().tolist()) / scale.numel() for scale in scales)
+    assert hinge(scales, real).item() == pytest.approx(total, abs=1e-12)
+    assert hinge(torch.full((3,), 1.5 * sign), real).item() == 0
+    assert hinge_to_fool(scales).item() == pytest.approx(-sum(scale.mean().item() for scale in scales), abs=1e-12)
+    assert hinge(torch.full((4,), 0.1, dtype=torch.bfloat16), real).dtype == torch.float32
+    with pytest.raises(ValueError, match="logits"):
+        hinge_to_fool([])

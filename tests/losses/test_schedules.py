@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medkd.schedules import ema_decay, sigmoid_ramp_up
+from medkd.schedules import LinearDecay, ema_decay, sigmoid_ramp_up
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,11 @@ def test_bad_arguments_are_refused():
         ema_decay(0, 1.0)
     with pytest.raises(ValueError, match="step"):
         ema_decay(-1, 0.5)
+
+
+def test_linear_decay_is_constant_then_falls_to_zero():
+    factor = LinearDecay(10, 20)
+    assert [factor(step) for step in (0, 10, 15, 20, 25)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    for start, stop in ((-1, 5), (5, 5)):
+        with pytest.raises(ValueError, match="start < stop"):
+            LinearDecay(start, stop)
