@@ -42,7 +42,9 @@ def other_camera(images: torch.Tensor) -> torch.Tensor:
     return (values * (1 - 0.35 * squared).clamp(min=0)).clamp(0, 1)
 
 
-def _uniform(count: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0, width: int = 1) -> torch.Tensor:
+def _uniform(
+    count: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0, width: int = 1
+) -> torch.Tensor:
     return low + (high - low) * torch.rand(count, width, 1, 1, generator=generator)
 
 

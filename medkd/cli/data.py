@@ -27,8 +27,10 @@ Root = Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="The
 OutFile = Annotated[Path, typer.Option("--out", metavar="F", show_default=False, help="The datalist to write.")]
 Datalists = Annotated[Path, typer.Argument(metavar="DATALIST", show_default=False, help="A datalist.")]
 Labeled = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", show_default=False, help="Patients that keep their labels; others: unlabeled."),
+    str | None,
+    typer.Option(
+        metavar="N|N%", show_default=False, help="Training patients that keep their labels; others: unlabeled."
+    ),
 ]
 Share = Annotated[float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of the labeled patients.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace the file.")]
@@ -138,6 +140,9 @@ def prepare(
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="One modality per patient; this one for all tests."),
     ] = None,
+    referable: Annotated[
+        bool, typer.Option("--referable", help="IDRiD: two classes, referable from grade 2 (moderate) on.")
+    ] = False,
     overwrite: Replace = False,
     json_output: Json = False,
     verbose: Verbose = 0,
@@ -158,23 +163,54 @@ def prepare(
 
     choice = cast('Literal["official", "published", "random"] | None', split and split.value)
     datalist = prepare_dataset(
-        load_card(name), root, labeled=labeled, seed=seed, split=choice, modality=modality, unpaired=unpaired
+        load_card(name),
+        root,
+        labeled=_count_or_share(labeled),
+        seed=seed,
+        split=choice,
+        modality=modality,
+        unpaired=unpaired,
+        referable_only=referable,
     )
     _finish(datalist, out, as_json=json_output)
+
+
+def _count_or_share(text: str | None) -> int | float | None:
+    """``40`` or ``10%``."""
+    from medkd.errors import ConfigError
+
+    if text is None:
+        return None
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number) / 100 if text.strip().endswith("%") else int(number)
+    except ValueError:
+        raise ConfigError("--labeled", f"{text!r} is not a number", "use a count as 40, or a share as 10%") from None
+    if value <= 0 or (isinstance(value, float) and value >= 1):
+        raise ConfigError("--labeled", f"{text} keeps none or all", "use 1 or more, or a share below 100%")
+    return value
 
 
 @app.command(cls=CalmCommand)
 def make(
     root: Annotated[Path, typer.Argument(metavar="ROOT", show_default=False, help="A folder of images.")],
-    patient: Annotated[
-        str, typer.Option(metavar="REGEX", show_default=False, help="Finds the patient in a path; one group.")
-    ],
     out: OutFile,
+    patient: Annotated[
+        str | None, typer.Option(metavar="REGEX", show_default=False, help="Finds the patient in a path; one group.")
+    ] = None,
     images: Annotated[
         str | None, typer.Option(metavar="GLOB", show_default=False, help="Not needed for an nnU-Net folder.")
     ] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="GLOB", show_default=False, help="Label maps, matched to images.")
+    ] = None,
+    class_: Annotated[
+        str | None,
+        typer.Option("--class", metavar="REGEX", show_default=False, help="Finds the class of an image in its path."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", show_default=False, help="Their order; of two, the second is positive."),
     ] = None,
     domain: Annotated[
         str | None, typer.Option(metavar="REGEX", show_default=False, help="Finds scanner or site in a path.")
@@ -195,7 +231,7 @@ def make(
     """Write a datalist from any folder.
 
     nnU-Net folders are understood as they are. Images without a label become unlabeled; frames of 4-D files become
-    cases.
+    cases. Photographs and tiles can have a class, from --class; without --patient each then counts as its own patient.
     """
     from medkd.cli import output
 
@@ -211,6 +247,8 @@ def make(
         patient=patient,
         images=images,
         labels=labels,
+        class_=class_,
+        classes=[name.strip() for name in classes.split(",")] if classes is not None else None,
         domain=domain,
         frames=count,
         channel=channel,
@@ -246,7 +284,8 @@ def check(
 ) -> None:
     """Look at every file of a datalist.
 
-    Geometry, orientation, labels, NaN, duplicates and patient leakage. Exit code 1 when something was found.
+    Geometry, orientation, labels, NaN, duplicates (near ones too, of photographs and tiles) and patient leakage. Exit
+    code 1 when something was found.
     """
     from medkd.cli import output
 
@@ -317,7 +356,7 @@ def split(
     divided = split_datalist(
         listed,
         folds=folds,
-        labeled=labeled,
+        labeled=_count_or_share(labeled),
         validation=validation,
         test=test,
         seed=seed,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medkd.data.volumes import Volume
     from medkd.deploy.quantize import Int8Export
     from medkd.workflows.failures import Failure
+    from medkd.workflows.image_compare import ImageComparison
 
 Image = Annotated[
     Path | None, typer.Option(metavar="FILE", show_default=False, help="A real image; by default MNI152, built in.")
@@ -61,6 +62,16 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Which cases.")] = Split.test,
     dataset_dir: DatasetDir = None,
     tolerance: Annotated[float, typer.Option(min=0, metavar="MM", help="Of the surface Dice.")] = 1.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="P", show_default=False, help="Classifiers: positive from here on."),
+    ] = None,
+    specificity: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="S", show_default=False, help="Classifiers: what a threshold aims at; 0.9 by default."
+        ),
+    ] = None,
     device: Device = "auto",
     trust: Trust = None,
     overwrite: Overwrite = False,
@@ -73,6 +84,9 @@ def evaluate(
     Writes per_case.csv, summary.json with intervals over patients, and pictures of the worst cases. Several
     models are pooled: on --split validation each scores the fold it held out; elsewhere their mean probabilities are
     scored.
+
+    A classifier of images is scored by AUC, balanced accuracy, calibration and confusion, with a report. Sensitivity
+    and specificity are at --threshold, or at one chosen on the validation images; never at one chosen on the test.
     """
     from medkd.cli import output
 
@@ -89,9 +103,13 @@ def evaluate(
         trust=trust,
         overwrite=overwrite,
         tolerance_mm=tolerance,
+        threshold=threshold,
+        specificity=specificity,
     )
     if json_output:
         output.print_json({"summary": result.summary, "failures": result.failures, "out": out})
+    elif result.scores and result.summary.get("task") == "classification":
+        _print_classification(result.summary, out)
     elif result.scores:
         _print_summary(result.summary, out)
     _exit_on(result.failures)
@@ -123,6 +141,32 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
     output.print_line(f"{patients}; {summary['pooled']}; details in {out}", style="dim")
 
 
+def _print_classification(summary: dict[str, Any], out: Path) -> None:
+    from medkd.cli import output
+    from medkd.report.image_report import TITLES
+
+    measures = summary["measures"]
+    output.print_table(
+        ["measure", ">estimate", "95 % interval"],
+        [
+            [TITLES[name], measures[name]["estimate"], _interval(measures[name]["ci95"])]
+            for name in TITLES
+            if name in measures
+        ],
+    )
+    output.print_line()
+    of = f" of {summary['n_patients']} patients" if summary["patients_known"] else ", patients unknown"
+    output.print_line(
+        f"{summary['n_cases']} images{of}, {summary['n_failed']} failed; {summary['pooled']}", style="dim"
+    )
+    point = summary["operating_point"]
+    if point is not None:
+        chosen = f"threshold {point['threshold']:.3f} ({point['source']}); " if point["threshold"] is not None else ""
+        aimed = f"specificity {point['specificity']:g}; " if point["source"] != "given" else ""
+        output.print_line(f"{chosen}{aimed}{point['note']}", style="dim")
+    output.print_line(str(out / "report.html"))
+
+
 def _interval(bounds: list[float | None]) -> str:
     return "–" if None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
@@ -134,7 +178,7 @@ def _decimal(value: float | None) -> str:
 def predict(
     model: Model,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", show_default=False, help="NIfTI files, folders, DICOM folders.")
+        list[Path], typer.Argument(metavar="INPUT", show_default=False, help="Image files, folders, DICOM folders.")
     ],
     out: OutFolder,
     output_format: Annotated[
@@ -153,9 +197,10 @@ def predict(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Segment or translate volumes, each in its own geometry.
+    """Segment or translate volumes, or classify images.
 
-    Writes <name>_seg.nii.gz for every input; a model that translates writes <name>_translated.nii.gz.
+    Writes <name>_seg.nii.gz for every input in its own geometry; a model that translates writes
+    <name>_translated.nii.gz; one that classifies writes one predictions.csv (file, prob_<class>, label).
 
     A bad case never stops the others: it is one line here and a row in failures.csv, and the exit code is 1.
     """
@@ -206,10 +251,14 @@ def compare(
 
     output.start_logging(verbose, quiet)
     from medkd.workflows.compare import compare as run
+    from medkd.workflows.image_compare import ImageComparison
 
     result = run(eval_a, eval_b, out)
     if json_output:
         output.print_json(result)
+        return
+    if isinstance(result, ImageComparison):
+        _print_image_comparison(result, eval_a, eval_b)
         return
     output.print_table(
         ["measure", ">A", ">B", ">A − B", "95 % interval", ">Wilcoxon p", ">patients"],
@@ -230,6 +279,30 @@ def compare(
     output.print_line()
     output.print_line(f"A is {eval_a}, B is {eval_b}: {result.cases} cases in both{left_out}", style="dim")
     output.print_line("A missed structure counts the image diagonal.", style="dim")
+    if result.report is not None:
+        output.print_line(str(result.report))
+
+
+def _print_image_comparison(result: ImageComparison, eval_a: Path, eval_b: Path) -> None:
+    from medkd.cli import output
+
+    output.print_table(
+        ["measure", ">A", ">B", ">A − B", "95 % interval", ">DeLong p"],
+        [
+            [
+                found.title,
+                found.a,
+                found.b,
+                output.signed(found.difference),
+                f"{output.signed(found.low)} to {output.signed(found.high)}",
+                found.p,
+            ]
+            for found in result.differences
+        ],
+    )
+    left_out = f", {result.only_in_one} in only one evaluation left out" if result.only_in_one else ""
+    output.print_line()
+    output.print_line(f"A is {eval_a}, B is {eval_b}: {result.cases} images in both{left_out}", style="dim")
     if result.report is not None:
         output.print_line(str(result.report))
 

@@ -138,7 +138,7 @@ class Card(_Strict):
     download_allowed: bool = False
     files: list[CardFile] = []
     counts: dict[Text, Annotated[int, Field(gt=0)]] = {}
-    layout: Literal["acdc", "chaos", "ibsi_sts", "mm_whs", "msd"] | None = None
+    layout: Literal["acdc", "chaos", "ibsi_sts", "idrid", "mm_whs", "msd"] | None = None
     layout_patterns: dict[Text, Text] = {}
     layout_tested: bool = False
     patient_key: str | None = None

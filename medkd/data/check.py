@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt
 
+from medkd.data.check_images import ImageLook, SeenImage, class_findings, image_findings, look_at
+from medkd.data.findings import Finding
 from medkd.data.tile_images import is_tile_image, read_tile_image, read_tile_mask
 from medkd.data.volumes import Volume, check_pair, read_frames, read_label, read_volume, split_frame
 from medkd.errors import InputError
@@ -39,25 +41,6 @@ _FEW = 0.2  # a share of files up to which the odd ones are named one by one
 _FEWEST_TO_COMPARE = 3
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing to look at.
-
-    Attributes:
-        severity: ``error`` stops a training, ``warning`` does not.
-        case: the case, empty for what concerns the whole datalist.
-        file: the file at fault.
-        problem: what is wrong with it.
-        remedy: what to do about it.
-    """
-
-    severity: Literal["error", "warning"]
-    case: str
-    file: str
-    problem: str
-    remedy: str
-
-
 @dataclass
 class _Seen:
     """What is kept of a case after its files were read."""
@@ -69,6 +52,8 @@ class _Seen:
     spacing_mm: tuple[float, ...] | None = None  # along right, anterior, superior
     orientation: str | None = None
     labels: frozenset[int] = frozenset()
+    fold: int | None = None
+    look: ImageLook | None = None
 
     def add(self, severity: Literal["error", "warning"], file: str, problem: str, remedy: str) -> None:
         self.findings.append(Finding(severity, self.item["case"], file, problem, remedy))
@@ -81,6 +66,8 @@ def check_datalist(datalist: Datalist, *, workers: int | None = None) -> list[Fi
     (unreadable, damaged, NaN or infinite, unknown label values, …), a label map that does not lie on its image, the
     same voxels under two patients, a patient on both sides of a split. Warnings: empty label maps, labels that no
     training case shows, the same voxels twice under one patient, voxel sizes or orientations unlike the others.
+    Of photographs and tiles also (:mod:`medkd.data.check_images`): near-duplicates on two sides of the split, one
+    picture with two classes, classes with fewer than two training images (errors); mixed sizes and modes (warnings).
 
     Args:
         datalist: the cases.
@@ -100,7 +87,8 @@ def check_datalist(datalist: Datalist, *, workers: int | None = None) -> list[Fi
         *_duplicates(seen),
         *_unusual_spacings(seen),
         *_unusual_orientations(seen),
-        *_unseen_labels(datalist, seen),
+        *image_findings(_images(seen)),
+        *(_classes(datalist, seen) if datalist.classifies else _unseen_labels(datalist, seen)),
     ]
 
 
@@ -121,8 +109,10 @@ def _by_image(datalist: Datalist) -> list[list[_Seen]]:
     """Cases that share an image file, so that a 4-D file is read once for all its frames."""
     groups: dict[str, list[_Seen]] = {}
     for section in _SIDE_OF:
-        for item in datalist.section(section, for_training=False):
-            groups.setdefault(str(split_frame(item["image"])[0]), []).append(_Seen(item, section))
+        items = datalist.section(section, for_training=False)
+        for item, case in zip(items, datalist.cases(section), strict=True):
+            path = str(split_frame(item["image"])[0])
+            groups.setdefault(path, []).append(_Seen(item, section, fold=case.fold))
     return list(groups.values())
 
 
@@ -152,8 +142,9 @@ def _read_tile(group: list[_Seen]) -> list[_Seen]:
     except InputError as error:
         group[0].add("error", error.where, error.problem, error.remedy)
         return group
+    digest, look = _digest(pixels), look_at(group[0].item["image"], pixels)
     for case in group:
-        case.digest = _digest(pixels)
+        case.digest, case.look = None if look.flat else digest, look
         label = case.item.get("label")
         if isinstance(label, int):
             case.labels = frozenset([label])
@@ -230,13 +221,40 @@ def _duplicates(seen: Sequence[_Seen]) -> Iterator[Finding]:
         if known is case:
             continue
         mine, theirs = case.item["patient"], known.item["patient"]
-        problem = f"holds the same voxels as {known.item['image']}"
-        if mine != theirs:
+        problem = f"holds the same {'voxels' if case.look is None else 'pixels'} as {known.item['image']}"
+        labels = case.item.get("label"), known.item.get("label")
+        if isinstance(labels[0], int) and isinstance(labels[1], int) and labels[0] != labels[1]:
+            problem += f", but is of class {labels[0]} instead of {labels[1]}"
+            remedy = "find out which class is right, and leave the other entry out"
+            yield Finding("error", case.item["case"], case.item["image"], problem, remedy)
+        elif mine != theirs:
             problem += f", but of patient {mine} instead of {theirs}"
             remedy = "find out whose scan it is and remove the other, or the split leaks"
             yield Finding("error", case.item["case"], case.item["image"], problem, remedy)
         else:
             yield Finding("warning", case.item["case"], case.item["image"], problem, "list every scan once")
+
+
+def _images(seen: Sequence[_Seen]) -> list[SeenImage]:
+    """The pictures, each exact one once and at its first place: :func:`_duplicates` has told of the others."""
+    found: list[SeenImage] = []
+    digests: set[bytes] = set()
+    for case in seen:
+        if case.look is None or case.digest in digests:
+            continue
+        if case.digest is not None:
+            digests.add(case.digest)
+        place = _SIDE_OF[case.section] if case.fold is None else f"fold {case.fold}"
+        found.append(SeenImage(case.item["case"], case.item["image"], case.section, place, case.look))
+    return found
+
+
+def _classes(datalist: Datalist, seen: Sequence[_Seen]) -> Iterator[Finding]:
+    labels: dict[str, list[int]] = {section: [] for section in _SIDE_OF}
+    for case in seen:
+        labels[case.section] += case.labels
+    training = labels.pop("training")
+    return class_findings(datalist.where, datalist.label_names, training, labels)
 
 
 def _by_domain(seen: Iterable[_Seen]) -> Iterator[tuple[str, list[_Seen]]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import nibabel as nib
@@ -25,9 +25,11 @@ _NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 def make_datalist(
     root: str | Path,
     *,
-    patient: str,
+    patient: str | None = None,
     images: str | None = None,
     labels: str | None = None,
+    class_: str | None = None,
+    classes: Sequence[str] | None = None,
     domain: str | None = None,
     frames: Literal["all"] | int | None = "all",
     label_names: Mapping[int, str] | None = None,
@@ -47,10 +49,16 @@ def make_datalist(
     Args:
         root: the folder; the datalist's paths start from it.
         patient: regular expression searched in each image's path below ``root``, with one group: the patient.
+            Images with a class may do without: then each counts as its own patient, and the datalist says that none are
+            known.
         images: pattern of the image files below ``root`` (``*``, ``?``, ``[…]`` and ``**/``); with a slash at the end,
             of folders that each hold one DICOM series. Not needed for an nnU-Net raw dataset folder, whose
             dataset.json, channel suffixes and splits_final.json are understood.
         labels: pattern of the label files.
+        class_: for photographs and tiles that are of one class as a whole: like ``patient``, for the class. Images in
+            whose path it finds nothing become ``unlabeled``.
+        classes: the classes in the order of their labels; of two, the second is the positive one. By default those
+            found, sorted.
         domain: like ``patient``, for the domain.
         frames: what becomes of unlabeled 4-D files: ``"all"`` frames become a case each; a number takes that many,
             evenly spaced; ``None`` refuses them. The case names its ``frame``; the file stays as it is.
@@ -71,6 +79,7 @@ def make_datalist(
         raise InputError(root, "is not a folder", "give the folder that holds the images")
     if frames is not None and frames != "all" and frames < 1:
         raise ConfigError("--frames", f"{frames} is not a number of frames", "use all, or 1 or more")
+    _refuse_mixed_labels(patient, images, labels, class_, classes)
     if images is None:
         if not is_nnunet_folder(root):
             raise ConfigError(
@@ -83,7 +92,10 @@ def make_datalist(
             label_names = nnunet_label_names(root)
     else:
         found = {"training": _pair(root, images, labels)}
-    who = _Finder(root, "--patient", patient)
+    if class_ is not None:
+        found["training"], names = _with_classes(root, found["training"], class_, classes)
+        label_names = label_names or names
+    who = _Finder(root, "--patient", patient) if patient is not None else _without_suffix
     where = _Finder(root, "--domain", domain) if domain is not None else None
     sections: dict[str, list[Case]] = {"training": [], "unlabeled": [], "validation": [], "test": []}
     for section, entries in found.items():
@@ -103,9 +115,53 @@ def make_datalist(
             "labels": {str(value): text for value, text in sorted(label_names.items())},
             "dataset_dir": root,
             **sections,
+            **({} if patient is not None else {"patients_known": False}),
         }
     )
-    return split_datalist(datalist, validation=validation, test=test, seed=seed) if validation or test else datalist
+    if not (validation or test):
+        return datalist
+    stratify_by = "label" if class_ is not None else None
+    return split_datalist(datalist, validation=validation, test=test, seed=seed, stratify_by=stratify_by)
+
+
+def _refuse_mixed_labels(
+    patient: str | None, images: str | None, labels: str | None, class_: str | None, classes: Sequence[str] | None
+) -> None:
+    if class_ is None:
+        if patient is None:
+            raise ConfigError("--patient", "is missing", "say where in a path the patient is, as in 'case_(\\d+)'")
+        if classes is not None:
+            raise ConfigError("--classes", "is given without --class", "say where in a path the class is")
+    elif labels is not None:
+        raise ConfigError("--class", "is given beside --labels", "an image has a class or a label map")
+    elif images is None:
+        raise ConfigError("--images", "is missing", "give a pattern of files, as in '*/*.png'")
+
+
+def _with_classes(
+    root: Path, cases: list[Case], expression: str, classes: Sequence[str] | None
+) -> tuple[list[Case], dict[int, str]]:
+    """The cases with their class as label, and the classes' names."""
+    finder = _Finder(root, "--class", expression)
+    found = {case.image: match[1] for case in cases if (match := finder.pattern.search(case.image)) and match[1]}
+    names = list(classes) if classes is not None else sorted(set(found.values()))
+    if len(set(names)) < 2:
+        problem = f"{expression!r} finds {', '.join(names) or 'nothing'} in {len(cases)} paths"
+        raise ConfigError("--class", problem, "two classes or more are needed: correct the expression")
+    if unknown := sorted(set(found.values()) - set(names)):
+        image = next(image for image, name in found.items() if name == unknown[0])
+        raise InputError(root / image, f"is of class {unknown[0]}, which --classes lacks", "name it there")
+    if without := len(cases) - len(found):
+        logger.info("%d images have no class in their path and are unlabeled", without)
+    index = {name: position for position, name in enumerate(names)}
+    labeled = [
+        case.model_copy(update={"label": index[found[case.image]]}) if case.image in found else case for case in cases
+    ]
+    return labeled, dict(enumerate(names))
+
+
+def _without_suffix(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 class _Finder:

@@ -15,6 +15,7 @@ from medkd.data.cards import Card, PublishedSplit
 from medkd.data.chaos import chaos_cases, find_chaos
 from medkd.data.datalist_rules import refuse_missing_files
 from medkd.data.datalists import Case, Datalist
+from medkd.data.idrid import REFERABLE_LABELS, idrid_cases, referable
 from medkd.data.make import image_shape
 from medkd.data.mm_whs import SLICE_LABELS, mm_whs_slices, mm_whs_volumes
 from medkd.data.nnunet import nnunet_label_names, read_json
@@ -35,12 +36,13 @@ def prepare_dataset(
     card: Card,
     root: str | Path,
     *,
-    labeled: int | None = None,
+    labeled: int | float | None = None,
     seed: int = 0,
     split: SplitChoice | None = None,
     cine_frames: CineFrames = None,
     modality: str | None = None,
     unpaired: str | None = None,
+    referable_only: bool = False,
 ) -> Datalist:
     """Check a dataset's files against its card and list them, split by patient.
 
@@ -50,8 +52,9 @@ def prepare_dataset(
     Args:
         card: the dataset's card.
         root: the dataset's folder; the datalist's paths start from it.
-        labeled: how many training patients keep their labels; the others' images become ``unlabeled``. With the
-            published split and the number it is known for, the published patients.
+        labeled: how many training patients keep their labels, or as a float below 1 which share of them; the others'
+            images become ``unlabeled``. With the published split and the number it is known for, the published
+            patients.
         seed: of every random choice.
         split: ``"official"`` tests on the patients the provider set apart (and validates on a tenth of the others),
             ``"published"`` takes the card's, ``"random"`` draws 70 % / 10 % / 20 % of the patients, stratified. By
@@ -60,6 +63,7 @@ def prepare_dataset(
         modality: only these of several modalities, comma-separated; by default all, told apart by ``domain``.
         unpaired: the modality to test on where patients have several: then every patient keeps the images of one.
             See :func:`medkd.data.splits.keep_one_domain`.
+        referable_only: IDRiD only: two classes, referable from grade 2 (moderate) on, in place of the five grades.
 
     Raises:
         ConfigError: the card has no layout, or a choice that this dataset does not offer.
@@ -74,8 +78,12 @@ def prepare_dataset(
         for option, value in (("--modality", modality), ("--unpaired", unpaired)):
             if value is not None:
                 raise ConfigError(option, f"{card.name} has one modality", "leave it out")
+    if referable_only and card.layout != "idrid":
+        raise ConfigError("--referable", f"{card.name} has no grades of retinopathy", "leave it out")
     if not root.is_dir():
         raise InputError(root, "is not a folder", card.how_to_get)
+    if card.layout == "idrid":
+        return _prepare_idrid(card, root, labeled, seed, split, referable_only)
     if card.layout == "mm_whs" and (slices := mm_whs_slices(root)):
         return _prepare_slices(card, root, slices, labeled, split, modality, unpaired)
     names = card.labels
@@ -103,7 +111,7 @@ def _find(card: Card, root: Path, cine_frames: CineFrames, modality: str | None)
 
 
 def _split(
-    card: Card, found: _Cases, whole: Datalist, labeled: int | None, seed: int, split: SplitChoice | None
+    card: Card, found: _Cases, whole: Datalist, labeled: int | float | None, seed: int, split: SplitChoice | None
 ) -> Datalist:
     field = "group" if any("group" in (case.model_extra or {}) for case in whole.training) else None
     chosen = split or ("official" if found.get("test") else "random")
@@ -220,7 +228,7 @@ def _prepare_slices(
     card: Card,
     root: Path,
     found: _Cases,
-    labeled: int | None,
+    labeled: int | float | None,
     split: SplitChoice | None,
     modality: str | None,
     unpaired: str | None,
@@ -231,6 +239,26 @@ def _prepare_slices(
             problem = "these slices do not say which patient they are of, so only the release's own split is sound"
             raise ConfigError(option, problem, "leave it out, or prepare the challenge's volumes")
     return _datalist(card, root, _only(modality, found), SLICE_LABELS)
+
+
+def _prepare_idrid(
+    card: Card, root: Path, labeled: int | float | None, seed: int, split: SplitChoice | None, referable_only: bool
+) -> Datalist:
+    """IDRiD's photographs, stratified by class; no patients are published, so each image stands for one."""
+    found = idrid_cases(root, card)
+    labels = card.labels
+    if referable_only:
+        found = {section: [referable(case) for case in cases] for section, cases in found.items()}
+        labels = REFERABLE_LABELS
+    if split == "published":
+        raise ConfigError("--split", f"no split of {card.name} is published on its card", "use official or random")
+    if split == "random":
+        found = {"training": [*found["training"], *found["test"]]}
+    datalist = _datalist(card, root, found, labels).model_copy(update={"patients_known": False})
+    test = TEST_FRACTION if split == "random" else 0.0
+    return split_datalist(
+        datalist, labeled=labeled, validation=VALIDATION_FRACTION, test=test, seed=seed, stratify_by="label"
+    )
 
 
 def _find_chaos(card: Card, root: Path, modality: str | None) -> tuple[_Cases, dict[int, str]]:
@@ -292,7 +320,9 @@ def _refuse_other_shapes(datalist: Datalist) -> None:
             raise InputError(datalist.resolve(case.label), problem, "take the original files")
 
 
-def _split_as_published(card: Card, whole: Datalist, labeled: int | None, seed: int, field: str | None) -> Datalist:
+def _split_as_published(
+    card: Card, whole: Datalist, labeled: int | float | None, seed: int, field: str | None
+) -> Datalist:
     published = card.published_split
     if published is None:
         raise ConfigError("--split", f"no split of {card.name} is published on its card", "use random or official")
@@ -308,7 +338,7 @@ def _split_as_published(card: Card, whole: Datalist, labeled: int | None, seed: 
     datalist = whole.model_copy(update=sections)
     if labeled is None:
         return datalist
-    named: int | Collection[str] = published.labeled if labeled == len(published.labeled) else labeled
+    named: int | float | Collection[str] = published.labeled if labeled == len(published.labeled) else labeled
     return split_datalist(datalist, labeled=named, seed=seed, stratify_by=field)
 
 

@@ -21,7 +21,7 @@ def split_datalist(
     datalist: Datalist,
     *,
     folds: int | None = None,
-    labeled: int | Collection[str] | None = None,
+    labeled: int | float | Collection[str] | None = None,
     validation: float = 0.0,
     test: float = 0.0,
     seed: int = 0,
@@ -43,7 +43,8 @@ def split_datalist(
     Args:
         datalist: what to split; it is not changed.
         folds: number of folds, at least 2; replaces folds that are already there.
-        labeled: number of labelled patients, over all folds; or who they are.
+        labeled: number of labelled patients, over all folds; as a float below 1 their share of those in training (at
+            least one); or who they are.
         validation: fraction of the patients, in [0, 1).
         test: fraction of the patients, in [0, 1).
         seed: the same seed gives the same split, whatever the order of the cases.
@@ -142,13 +143,18 @@ def stratified_order(strata: Mapping[str, str], seed: int | str, blocks: Mapping
 
 
 def _refuse_bad_request(
-    folds: int | None, labeled: int | Collection[str] | None, validation: float, test: float
+    folds: int | None, labeled: int | float | Collection[str] | None, validation: float, test: float
 ) -> None:
     if folds is None and labeled is None and not (validation or test):
         raise ConfigError("data split", "has nothing to do", "give a number of folds or of labelled patients")
     if folds is not None and folds < 2:
         raise ConfigError("--folds", f"{folds} is too few", "use 2 or more")
-    count = labeled if isinstance(labeled, int) else len(set(labeled or ()))
+    if isinstance(labeled, float):
+        if not 0 < labeled < 1:
+            raise ConfigError("--labeled", f"{labeled} is not a share", "give more than 0 % and less than 100 %")
+        count = 2  # how many that are shows when the others are held out
+    else:
+        count = labeled if isinstance(labeled, int) else len(set(labeled or ()))
     if labeled is not None and count < 1:
         raise ConfigError("--labeled", f"{count} is too few", "keep at least one labelled patient")
     if folds and count == 1:
@@ -259,10 +265,12 @@ def _join_rare(strata: Sequence[str], patients: Sequence[str], folds: int) -> li
 
 
 def _keep_labels(
-    where: str, sections: dict[str, list[Case]], labeled: int | Collection[str], field: str | None, seed: int
+    where: str, sections: dict[str, list[Case]], labeled: int | float | Collection[str], field: str | None, seed: int
 ) -> None:
     training = sections["training"]
     strata = _patient_strata(training, field)
+    if isinstance(labeled, float):
+        labeled = max(1, round(labeled * len(strata)))
     if isinstance(labeled, int):
         if labeled > len(strata):
             raise InputError(where, f"has {len(strata)} labelled patients in training, not {labeled}", "ask for fewer")

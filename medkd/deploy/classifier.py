@@ -15,7 +15,7 @@ Training augments between loading and normalization; inference loads and normali
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -110,20 +110,27 @@ def classifier_config(train_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def classification_metadata(
-    *, labels: Mapping[str, str], side: int, in_channels: int = 3, modality: str = "histology", **further: Any
+    *,
+    labels: Mapping[str, str],
+    side: int | Sequence[int | str],
+    in_channels: int = 3,
+    modality: str = "histology",
+    **further: Any,
 ) -> dict[str, Any]:
     """The metadata of a classification bundle, with the versions installed here.
 
     Args:
         labels: class index (as a string) → name.
-        side: of the square images the network was trained on, in pixels.
+        side: of the square images the network was trained on, in pixels; or their (height, width), or rules such as
+            ``"32*n"`` where it takes several. `medkd predict` refuses images of another size than these numbers.
         in_channels: channels of the input.
         modality: of the input.
         **further: as for :func:`~medkd.deploy.metadata.segmentation_metadata`, ``name``, ``task`` and ``description``
             among them; they replace the defaults.
     """
     metadata = segmentation_metadata(
-        labels=labels, spatial_shape=[side, side], in_channels=in_channels, modality=modality,
+        labels=labels, spatial_shape=[side, side] if isinstance(side, int) else list(side),
+        in_channels=in_channels, modality=modality,
         **{"data_type": "png, jpeg, tiff or whole-slide image", **further},
     )  # fmt: skip
     tensors = metadata["network_data_format"]

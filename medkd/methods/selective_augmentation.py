@@ -6,9 +6,9 @@ MICCAI 2019, "Synthetic Augmentation and Feature-based Filtering for Improved Ce
 Classification", arXiv:1907.10655.
 Roles: none, nothing is trained here: a classifier of the real images judges generated ones.
 
-Differs: thresholds. The entropy threshold is a share of the candidates of a class, since the paper's was not available.
-Differs: one pass of Monte-Carlo dropout drops the same units for every image, so that an image's scores depend neither on
-its neighbors in the batch nor on the order of the images.
+Differs: the entropy threshold is a share of the candidates of a class, since the paper's was not available.
+Differs: one pass of Monte-Carlo dropout drops the same units for every image, so that an image's scores depend neither
+on its neighbors in the batch nor on the order of the images.
 """
 
 from __future__ import annotations

@@ -2,16 +2,18 @@
 
 from medkd.metrics.calibration import Calibration, measure_calibration, pool_calibration
 from medkd.metrics.cases import CaseScore, read_per_case, score_case, summarize, write_evaluation
+from medkd.metrics.classification import Classified, delong_difference, delong_interval, roc_curve
 from medkd.metrics.froc import Froc, find_detections, find_lesions, froc_curve, froc_intervals, match_detections
 from medkd.metrics.overlap import dice
 from medkd.metrics.roc import auc_difference, auc_interval, roc_auc
 from medkd.metrics.statistics import Interval, PairedResult, bootstrap_ci, paired_test, relative_score
 from medkd.metrics.surface import SurfaceScores, assd_mm, hd95_mm, surface_dice, surface_scores
-from medkd.metrics.synthesis import Estimate, fid, kid, ssim
+from medkd.metrics.synthesis import Estimate, density_and_coverage, fid, kid, ssim
 
 __all__ = [
     "Calibration",
     "CaseScore",
+    "Classified",
     "Estimate",
     "Froc",
     "Interval",
@@ -21,6 +23,9 @@ __all__ = [
     "auc_difference",
     "auc_interval",
     "bootstrap_ci",
+    "delong_difference",
+    "delong_interval",
+    "density_and_coverage",
     "dice",
     "fid",
     "find_detections",
@@ -36,6 +41,7 @@ __all__ = [
     "read_per_case",
     "relative_score",
     "roc_auc",
+    "roc_curve",
     "score_case",
     "ssim",
     "summarize",

@@ -1,4 +1,4 @@
-"""How near generated images are to real ones: as distributions of features (FID, KID) and, in pairs, by SSIM.
+"""How near generated images are to real ones: distances of features (FID, KID, density, coverage); in pairs SSIM.
 
 A distance of distributions depends on the network that makes the features: name it beside the number, and compare only
 numbers of one network and one number of images. Slices of one patient are no independent images; give the patients.
@@ -6,11 +6,13 @@ numbers of one network and one number of images. Slices of one patient are no in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from medkd.metrics.statistics import Array, resampling_blocks, resampling_weights
 
@@ -26,8 +28,8 @@ class Estimate:
 
     Args:
         value: the estimate from all images; unbiased, hence below 0 at times where the true distance is about 0.
-        sd: standard deviation of its bootstrap distribution.
-        low: lower bound of the percentile interval.
+        sd: standard deviation of its bootstrap distribution; NaN if hardly any resample has two different images.
+        low: lower bound of the percentile interval; NaN likewise.
         high: upper bound.
         n_a: images of the first sample.
         n_b: images of the second.
@@ -115,9 +117,41 @@ def kid(
         draws.append(_discrepancy(kernels, weights_a, weights_b))
     values = np.concatenate(draws)
     values = values[np.isfinite(values)]  # a resample of one single image has no pair
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    sd = low = high = math.nan
+    if len(values) > 1:
+        sd = float(values.std(ddof=1))
+        low, high = (float(bound) for bound in np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]))
     value = _discrepancy(kernels, np.ones((1, len(a))), np.ones((1, len(b))))[0]
-    return Estimate(float(value), float(values.std(ddof=1)), float(low), float(high), len(a), len(b), confidence)
+    return Estimate(float(value), sd, low, high, len(a), len(b), confidence)
+
+
+def density_and_coverage(features_real: Values, features_made: Values, *, neighbors: int = 5) -> tuple[float, float]:
+    """How densely generated images lie among the real ones, and how many real ones have a generated one near.
+
+    Every real image has a ball that reaches to its k-th nearest real neighbor. Density is the mean number of balls a
+    generated image lies in, over k: about 1 for equal distributions, more if the generator keeps to the crowded parts.
+    Coverage is the share of balls with a generated image inside: low if the generator left kinds of images out.
+
+    Args:
+        features_real: (N, D), array or tensor.
+        features_made: (M, D).
+        neighbors: k, in [1, N); the paper recommends 5.
+
+    Returns:
+        Density >= 0, coverage in [0, 1].
+
+    Raises:
+        ValueError: As `fid`; or if ``neighbors`` is out of range.
+
+    Source: Naeem et al. 2020, arXiv:2002.09797.
+    """
+    real, made = _samples(features_real, features_made)
+    if not 1 <= neighbors < len(real):
+        raise ValueError(f"neighbors must lie in [1, {len(real)}), one below the number of real images: {neighbors}")
+    # Column 0 of the sorted distances is the image itself.
+    radii = np.sort(_distances(real, real), axis=1)[:, neighbors]
+    inside = _distances(real, made) < radii[:, None]
+    return float(inside.sum() / (neighbors * len(made))), float(inside.any(axis=1).mean())
 
 
 def ssim(images_a: Values, images_b: Values, *, data_range: float) -> Array:
@@ -188,6 +222,11 @@ def _groups(name: str, patients: npt.ArrayLike | None, n: int) -> npt.NDArray[np
     return codes
 
 
+def _distances(a: Array, b: Array) -> Array:
+    """(N, M) Euclidean distances."""
+    return np.asarray(cdist(a, b))
+
+
 def _kernel(a: Array, b: Array) -> Array:
     return (a @ b.T / a.shape[1] + 1.0) ** 3
 
@@ -201,8 +240,7 @@ def _discrepancy(kernels: tuple[Array, Array, Array], weights_a: Array, weights_
 
 
 def _mean_within(kernel: Array, weights: Array) -> Array:
-    """(R,) mean of the kernel over the ordered pairs of different images."""
+    """(R,) mean of the kernel over the ordered pairs of different images; NaN for one image alone."""
     total = np.einsum("rn,rn->r", weights @ kernel, weights) - weights**2 @ np.diag(kernel)
     pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return total / pairs
+    return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)

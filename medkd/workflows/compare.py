@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from medkd.errors import InputError
+from medkd.metrics.image_scores import is_image_evaluation
 from medkd.metrics.statistics import PairedResult
 from medkd.report import cohort, write_comparison
 from medkd.report.run_folder import read_evaluation
+from medkd.workflows.image_compare import ImageComparison, compare_images
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Comparison:
     report: Path | None
 
 
-def compare(eval_a: str | Path, eval_b: str | Path, out: str | Path | None = None) -> Comparison:
-    """Compare two evaluation folders case by case.
+def compare(eval_a: str | Path, eval_b: str | Path, out: str | Path | None = None) -> Comparison | ImageComparison:
+    """Compare two evaluation folders case by case; those of classifiers as ``compare_images`` does.
 
     Args:
         eval_a: the model in question.
@@ -62,6 +64,8 @@ def compare(eval_a: str | Path, eval_b: str | Path, out: str | Path | None = Non
     Raises:
         InputError: a folder cannot be read, or the two have no case in common.
     """
+    if is_image_evaluation(eval_a) or is_image_evaluation(eval_b):
+        return compare_images(eval_a, eval_b, out)
     first, second = [read_evaluation(eval_a)], [read_evaluation(eval_b)]
     units = cohort.unit(first), cohort.unit(second)
     if units[0] != units[1]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from medkd.data.check import Finding
 from medkd.data.datalist_rules import SECTIONS
 from medkd.data.datalists import Case, Datalist
+from medkd.data.findings import Finding
 from medkd.errors import ConfigError, InputError
 
 

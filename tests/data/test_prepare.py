@@ -83,7 +83,8 @@ def sizes(datalist: Datalist) -> dict[str, int]:
 
 def test_a_layout_is_called_tested_only_if_tests_build_it() -> None:
     tested = {card.name for card in list_cards() if card.layout_tested}
-    assert tested == {"acdc", "msd_hippocampus", "msd_spleen", "msd_lung", "msd_heart", "ibsi_sts", "mm_whs", "chaos"}
+    segmented = {"acdc", "msd_hippocampus", "msd_spleen", "msd_lung", "msd_heart", "ibsi_sts", "mm_whs", "chaos"}
+    assert tested == {*segmented, "idrid"}
 
 
 def test_acdc_is_tested_on_its_testing_folder(acdc: Path, tmp_path: Path) -> None:

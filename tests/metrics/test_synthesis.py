@@ -11,7 +11,7 @@ from monai.metrics import SSIMMetric
 from monai.metrics.fid import get_fid_score
 from scipy import linalg
 
-from medkd.metrics import fid, kid, ssim
+from medkd.metrics import density_and_coverage, fid, kid, ssim
 
 
 def gaussian(n: int, d: int, *, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -103,6 +103,16 @@ def test_slices_of_a_patient_are_resampled_together_and_widen_the_interval():
     assert grouped.high - grouped.low > 1.5 * (naive.high - naive.low)
 
 
+def test_resamples_of_one_image_alone_are_left_out():
+    a, b = gaussian(2, 3, seed=0), gaussian(3, 3, seed=1)
+    estimate = kid(a, b, resamples=200)
+    assert math.isfinite(estimate.low)
+    assert estimate.value == pytest.approx(kid_by_loops(a, b))
+    scarce = [kid(a, b, resamples=2, seed=seed) for seed in range(20)]
+    assert all(estimate.value == one.value for one in scarce)
+    assert any(math.isnan(one.sd) for one in scarce)
+
+
 def test_ssim_equals_monai_pair_by_pair():
     a, b = torch.rand(3, 1, 16, 18), torch.rand(3, 1, 16, 18)
     expected = [SSIMMetric(2, data_range=1.0)(a[i : i + 1], b[i : i + 1]).item() for i in range(3)]
@@ -144,3 +154,33 @@ def test_bad_input_is_named():
         ssim(images, images, data_range=0.0)
     with pytest.raises(ValueError, match="NaN"):
         ssim(images, images * math.nan, data_range=1.0)
+
+
+def density_by_loops(real: np.ndarray, made: np.ndarray, k: int) -> tuple[float, float]:
+    radii = [sorted(np.linalg.norm(a - b) for b in real)[k] for a in real]
+    inside = [[np.linalg.norm(a - b) < radius for b in made] for a, radius in zip(real, radii, strict=True)]
+    return sum(map(sum, inside)) / (k * len(made)), sum(map(any, inside)) / len(real)
+
+
+def test_density_and_coverage_equal_loops():
+    real, made = gaussian(20, 3, seed=0), gaussian(15, 3, seed=1)
+    for k in (1, 5):
+        assert density_and_coverage(real, made, neighbors=k) == pytest.approx(density_by_loops(real, made, k))
+    assert density_and_coverage(torch.as_tensor(real), made) == density_and_coverage(real, made)
+
+
+def test_density_is_about_one_for_equal_distributions_and_coverage_sees_what_was_left_out():
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(400, 4)), rng.normal(size=(400, 4))
+    density, coverage = density_and_coverage(real, made)
+    assert density == pytest.approx(1.0, abs=0.1)
+    assert coverage > 0.9
+    assert density_and_coverage(real, made + 100) == (0.0, 0.0)
+    half = np.concatenate([real[:200] - 50, real[200:] + 50])
+    assert density_and_coverage(half, made + 50)[1] <= 0.5
+
+
+@pytest.mark.parametrize("neighbors", [0, 6])
+def test_a_number_of_neighbors_out_of_range_is_refused(neighbors):
+    with pytest.raises(ValueError, match="neighbors"):
+        density_and_coverage(gaussian(6, 3, seed=0), gaussian(6, 3, seed=1), neighbors=neighbors)
