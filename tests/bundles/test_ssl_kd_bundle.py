@@ -129,10 +129,10 @@ def test_photographs_are_brought_to_one_diameter_without_medkd(cohort, tmp_path)
     found = parsed(cohort, tmp_path).get_parsed_content("labeled_images")[1]["image"]
     expected = crop_fundus(photograph(1), 32).astype(np.float32)
     assert found.shape == (3, 32, 32)
-    inside = expected.max(axis=2) > 60
-    difference = np.abs(np.moveaxis(np.asarray(found), 0, -1) * 235 + 20 - expected)[inside]
-    assert np.median(difference) < 2
-    assert difference.mean() < 8
+    found = np.moveaxis(np.asarray(found), 0, -1) * 235 + 20
+    inside, same = expected.max(axis=2) > 60, found.max(axis=2) > 60
+    assert (inside & same).sum() > 0.85 * (inside | same).sum()  # one pixel of the edge is a tenth of the area
+    assert np.median(np.abs(found - expected)[inside & same]) < 2
 
 
 def test_data_without_unlabeled_images_is_one_clear_line(cohort, tmp_path):
