@@ -340,8 +340,8 @@ def histogan_route() -> dict[str, Any]:
     found = {}
     for path in sorted(RESULTS.glob("histogan*.json")):
         summary = json.loads(path.read_text())
-        found[path.stem] = {key: summary[key] for key in ("seconds", "cpu_s", "cost", "costs", "peak_mb")
-                            if key in summary}  # fmt: skip
+        wanted = ("gan_steps", "gan_cpu_s", "gan_peak_mb", "steps")
+        found[path.stem] = {key: summary[key] for key in wanted if key in summary}
     return found
 
 

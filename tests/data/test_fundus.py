@@ -31,19 +31,19 @@ def photograph(
 def test_the_circle_is_found_whatever_its_place_and_brightness(x, y, diameter, level):
     found = find_fundus(photograph(x=x, y=y, diameter=diameter, level=level))
     assert (found.x, found.y) == pytest.approx((x, y), abs=2)
-    assert found.diameter_px == pytest.approx(diameter, abs=5)
+    assert found.diameter_px == pytest.approx(diameter, abs=2)
 
 
 def test_a_field_cut_off_at_top_and_bottom_keeps_its_diameter():
     found = find_fundus(photograph(height=90, y=45, diameter=120))
-    assert found.diameter_px == pytest.approx(120, abs=5)
+    assert found.diameter_px == pytest.approx(120, abs=2)
     assert (found.x, found.y) == pytest.approx((80, 45), abs=2)
 
 
 def test_writing_in_the_corner_neither_moves_the_circle_nor_stays():
     image = photograph(diameter=80)
     image[2:10, 2:30] = 255
-    assert find_fundus(image).diameter_px == pytest.approx(80, abs=5)
+    assert find_fundus(image).diameter_px == pytest.approx(80, abs=2)
     assert crop_fundus(image, 64)[:6, :6].max() == 0
 
 
