@@ -24,6 +24,8 @@ TRANSLATOR = "cyclegan_mr_ct_translation"
 CMEDL, LE_UDA = "cmedl_ct_tumor_segmentation", "le_uda_cardiac_segmentation"
 ACROSS = [CMEDL, TRANSLATOR, LE_UDA]  # what trains on two domains
 NAMES = sorted([*SEGMENTERS, CLASSIFIER, *ACROSS])
+HISTOGAN, SSL_KD = "histogan_histopathology_classification", "ssl_kd_retinopathy_classification"
+EVERY_NAME = sorted([*NAMES, HISTOGAN, SSL_KD])  # the stages of these two have test files of their own
 SECTIONS = {"training": 2, "unlabeled": 2, "validation": 1, "test": 1}
 DOMAINS = ("CT", "MR_T1")
 

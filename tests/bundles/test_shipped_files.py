@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_copies import BUNDLES, CLASSIFIER, CMEDL, LE_UDA, NAMES, SEGMENTERS, TRANSLATOR
+from bundle_copies import BUNDLES, CLASSIFIER, CMEDL, EVERY_NAME, HISTOGAN, LE_UDA, SEGMENTERS, SSL_KD, TRANSLATOR
 from monai.bundle import ConfigParser
 
 from medkd.data.cards import load_card
@@ -23,12 +23,15 @@ from medkd.workflows.bundles import copy_bundle, list_bundles
 
 COMMON = ["evaluate", "multi_gpu_train"]
 OVERLAYS = {
-    **{name: [*COMMON, "supervised"] for name in (*SEGMENTERS, CLASSIFIER)},
+    **{name: [*COMMON, "supervised"] for name in SEGMENTERS},
+    CLASSIFIER: [*COMMON, "generative_meta_curriculum", "selective_augmentation", "supervised"],
+    HISTOGAN: COMMON,
+    SSL_KD: [*COMMON, "small", "supervised"],
     TRANSLATOR: [*COMMON, "unit"],
     CMEDL: [
         *COMMON, "dense_fcn", "equal_teacher", "mrrn", "small", "supervised", "unit", "weak_teacher",
     ],
-    LE_UDA: [*COMMON, "mt_uda"],
+    LE_UDA: [*COMMON, "baselines", "mt_uda"],
 }  # fmt: skip
 WITH_OVERLAY = [(name, overlay) for name, overlays in OVERLAYS.items() for overlay in overlays]
 WEIGHTS_LIMIT = 2**20  # bytes; what is larger does not belong into a repository
@@ -39,6 +42,8 @@ PARAMETERS = {
     TRANSLATOR: {"network_def": 11_365_633, "autoencoder": 11_127_937},
     CMEDL: {"network_def": 13_394_242},
     LE_UDA: {"student_def": 28_956_229, "generator_def": 11_365_633},
+    HISTOGAN: {"network_def": 51_812},
+    SSL_KD: {"network_def": 26_476_418, "teacher_def": 23_512_130},
 }
 SECTIONS = [
     "Overview",
@@ -60,11 +65,11 @@ def read(bundle: str, file: str) -> Any:
 
 
 def test_every_shipped_bundle_is_tested():
-    assert sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir()) == NAMES
-    assert [bundle.name for bundle in list_bundles()] == NAMES
+    assert sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir()) == EVERY_NAME
+    assert [bundle.name for bundle in list_bundles()] == EVERY_NAME
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_files_are_those_the_model_zoo_asks_for(name):
     files = {file.relative_to(BUNDLES / name).as_posix() for file in (BUNDLES / name).rglob("*") if file.is_file()}
     configs = {f"configs/{config}.json" for config in ("metadata", "train", "inference", *OVERLAYS[name])}
@@ -106,14 +111,14 @@ def test_stated_performance_is_that_of_the_shipped_weights():
     assert f"{shipped['all']['auc']:.3f} [{shipped['all']['low']:.3f}, {shipped['all']['high']:.3f}]" in text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_json_is_printed_as_the_model_zoo_prints_it(name):
     for file in (BUNDLES / name).rglob("*.json"):
         text = file.read_text(encoding="utf-8")
         assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n", file
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_inference_is_derived_from_training(name):
     labels = {str(value): title for value, title in channel_names(read(name, "configs/metadata.json")).items()}
     derived = inference_config({**read(name, "configs/train.json"), "labels": labels})
@@ -122,7 +127,7 @@ def test_inference_is_derived_from_training(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_metadata_describes_the_network(name):
     metadata = read(name, "configs/metadata.json")
     check_metadata(metadata, name)
@@ -155,7 +160,7 @@ def test_networks_have_the_size_the_documents_state(name, network):
     assert f"{parameters:,}" in (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 @pytest.mark.parametrize("config", ["train", "inference"])
 def test_configurations_need_no_trust(name, config):
     require_no_trust(name, [config])
@@ -176,7 +181,7 @@ def require_no_trust(name, overlays):
     require_trust(BUNDLES / name, config, source=name, trust=None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_nothing_in_the_folder_is_beyond_the_allow_list(name):
     assert [code for code in list_code(BUNDLES / name) if code.problem] == []
 
@@ -203,7 +208,7 @@ def test_bundles_have_the_same_ids():
         assert segmenter - classifier == own, file
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_readme_has_the_sections_and_names_files_that_exist(name):
     text = (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
@@ -213,8 +218,8 @@ def test_readme_has_the_sections_and_names_files_that_exist(name):
 
 
 def test_copied_bundle_is_the_shipped_one(tmp_path):
-    made = copy_bundle(NAMES[0], tmp_path / "mine")
-    source = BUNDLES / NAMES[0]
+    made = copy_bundle(EVERY_NAME[0], tmp_path / "mine")
+    source = BUNDLES / EVERY_NAME[0]
     files = sorted(file.relative_to(source) for file in source.rglob("*") if file.is_file())
     assert files == sorted(file.relative_to(made) for file in made.rglob("*") if file.is_file())
     assert all((source / file).read_bytes() == (made / file).read_bytes() for file in files)
