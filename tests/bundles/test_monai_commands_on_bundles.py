@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_copies import CLASSIFIER, METRIC, OVERLAY, SHIPPED, TRANSLATOR, WINDOW, Copy
+from bundle_copies import CLASSIFIER, CMEDL, LE_UDA, METRIC, NAMES, OVERLAY, SHIPPED, TRANSLATOR, WINDOW, Copy
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from PIL import Image
 
@@ -22,6 +22,9 @@ from medkd.workflows.bundles import check_bundle
 from medkd.wsi import Slide, TileGrid, predict_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+LARGE = ("act_net_cardiac_segmentation", CMEDL, LE_UDA)  # their ONNX export takes long
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,11 @@ def test_ckpt_export_scripts_the_network(trained: Copy, tmp_path):
     torch.testing.assert_close(scripted(window), load_bundle(trained.root).network(window), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NAMES],
+    indirect=True,
+)
 def test_onnx_export(trained: Copy, tmp_path):
     onnx_export(
         net_id="network_def",

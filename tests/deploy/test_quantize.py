@@ -150,6 +150,7 @@ def test_gate_refuses_a_network_calibrated_on_empty_tiles_and_leaves_nothing(tra
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_refused_export_leaves_the_former_file(trained, samples, tmp_path):
     out = tmp_path / "network.onnx"
     out.write_bytes(b"former")
@@ -158,6 +159,7 @@ def test_refused_export_leaves_the_former_file(trained, samples, tmp_path):
     assert out.read_bytes() == b"former"
 
 
+@pytest.mark.slow
 def test_without_labels_only_agreement_is_claimed(trained, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(int8_gate, "LEAST_AGREEMENT", 0.9)
     gate = quantize_tiles(trained, TASK, replace(samples, labels=None), tmp_path / "network.onnx").gate
@@ -196,6 +198,7 @@ def test_slide_prediction_takes_an_int8_file(exported, trained, tmp_path):
             predict_slide(network, slide, other, **asked)
 
 
+@pytest.mark.slow
 def test_shipped_student_keeps_its_answers_on_a_slide(tmp_path):
     slide = demo_slide(tmp_path / "demo.tiff", tiles=4)
     bundle = load_bundle(STUDENT)
@@ -252,6 +255,7 @@ def test_auc_of_several_classes_is_their_mean():
     assert tile_auc(probabilities, np.array([0, 0, 0, 0])) is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_volume_network_is_compared_on_whole_volumes(shared_bundle, tmp_path, monkeypatch):
     images = [str(write_image(tmp_path / f"{seed}.nii.gz", seed=seed)) for seed in range(2)]

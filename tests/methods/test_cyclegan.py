@@ -137,7 +137,7 @@ def test_streams_of_different_channels_are_refused_in_one_line():
     ("change", "words"),
     [
         ({"generators": nn.ModuleDict({"to_target": nn.Identity()})}, "generators: has ['to_target']"),
-        ({"critics": nn.ModuleDict({"source": nn.Identity(), "taget": nn.Identity()})}, "critics: has"),
+        ({"critics": nn.ModuleDict({"source": nn.Identity(), "other": nn.Identity()})}, "critics: has"),
         ({"direction": "both"}, "direction: 'both' is unknown"),
     ],
 )

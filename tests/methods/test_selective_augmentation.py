@@ -172,8 +172,8 @@ def test_bad_arguments_are_named():
         SelectiveAugmentation(Classifier(dropout=0.0), ["first"])
     with pytest.raises(ConfigError, match="none is named"):
         SelectiveAugmentation(Classifier(), [])
-    with pytest.raises(ValueError, match="no module is named 'frist'"):
-        SelectiveAugmentation(Classifier(), ["frist"])
+    with pytest.raises(ValueError, match="no module is named 'first_layer'"):
+        SelectiveAugmentation(Classifier(), ["first_layer"])
     with pytest.raises(ConfigError, match="keep"):
         select(scores(4, 0), keep=0.6, confident=0.5)
     with pytest.raises(ConfigError, match="rules"):
