@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -122,4 +123,23 @@ def _first(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _methods(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [c for c in _objects(config) if str(c.get("_target_", "")).startswith(METHOD_PREFIX)]
+    """The methods of the stages that run, or without stages all methods that a configuration defines."""
+    run = str(config.get("run", ""))
+    stages = [
+        part["method"]
+        for name, part in config.items()
+        if isinstance(part, Mapping) and "method" in part and re.search(rf"@{re.escape(name)}(#|::)", run)
+    ]
+    found = [_referenced(config, method) if isinstance(method, str) else method for method in stages]
+    return [c for c in found or _objects(config) if _is_method(c)]
+
+
+def _referenced(config: Mapping[str, Any], reference: str) -> Any:
+    value: Any = config
+    for name in re.split("#|::", reference.removeprefix("@")):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _is_method(content: Any) -> bool:
+    return isinstance(content, Mapping) and str(content.get("_target_", "")).startswith(METHOD_PREFIX)

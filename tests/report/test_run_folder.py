@@ -135,3 +135,16 @@ def test_patients_are_counted_in_the_fold_that_was_trained(run_dir):
     (run_dir / "config.json").write_text('{"fold": 1}')
     facts = run_facts(read_run_folder(run_dir))
     assert (facts["Labeled patients"], facts["Validation patients"]) == ("4", "2")
+
+
+def test_only_methods_of_stages_that_run_are_named():
+    other, mine = ({"_target_": f"medkd.methods.{name}"} for name in ("dacs.DACS", "fda.FDA"))
+    config = {
+        "dacs": other,
+        "fda": {**mine, "beta": 0.05},
+        "translator": {"method": {"_target_": "medkd.methods.cyclegan.CycleGAN"}},
+        "train": {"method": "@fda"},
+        "run": ["$@train#trainer.run()"],
+    }
+    assert method_settings(config) == [("beta", "0.05")]
+    assert [name for name, _ in method_settings({"train": {"method": other | {"decay": 0.9}}})] == ["decay"]
