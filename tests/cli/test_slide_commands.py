@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,10 +204,15 @@ def test_evaluate_scores_predictions_against_annotations(slide_bundle, slides, c
 
 def test_view_shows_its_address_until_it_is_interrupted(slides):
     words = [sys.executable, "-m", "medkd", "slide", "view", str(slides[0]), "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as viewer:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores SIGINT
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, preexec_fn=heeds, **pipes) as viewer:
         address = viewer.stdout.readline()
         viewer.send_signal(signal.SIGINT)
-        _, errors = viewer.communicate(timeout=60)
+        try:
+            _, errors = viewer.communicate(timeout=60)
+        finally:
+            viewer.kill()
     assert address.startswith("http://127.0.0.1:"), errors
     assert viewer.returncode == 0, errors
 
