@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ def write_picture(prediction: SlidePrediction, slide: Slide, path: Path, *, name
     thumbnail = slide.thumbnail(_THUMBNAIL)
     aspect = height / width
     figure = Figure(figsize=(9.0, float(np.clip(7.0 * aspect + 1.2, 3.0, 16.0))), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     gray = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), interpolation="bilinear")
@@ -86,10 +85,10 @@ def write_picture(prediction: SlidePrediction, slide: Slide, path: Path, *, name
     axes.set_yticks([])
     axes.set_xlabel(_caption(prediction), fontsize=9)
     _scale_bar(axes, width, height, prediction.grid.slide_mpp)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": "medkd"})
+    canvas.draw()
+    drawn = cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)
     with atomic_write(path, "wb") as file:
-        file.write(content.getvalue())
+        file.write(cv2.imencode(".png", drawn)[1].tobytes())
 
 
 def _caption(prediction: SlidePrediction) -> str:
